@@ -1,0 +1,28 @@
+"""The errors a user sees: one line that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class CpmiError(Exception):
+    """Something that stops the command; its text is the one line shown to the user (exit status 1)."""
+
+
+class InputError(CpmiError):
+    """The user's mistake: a file, an option or a record that cannot be used (exit status 2)."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or say which line installs it.
+
+    Raises:
+        InputError: the module, or one that it needs, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"this needs the Python package {error.name!r}, which is not installed; run: pip install 'cpmi[{extra}]'"
+        ) from error

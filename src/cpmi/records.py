@@ -1,0 +1,372 @@
+"""The records that flow through everything: trajectories in, step rewards out.
+
+Each is a frozen dataclass that checks itself when it is made, and has one JSON form: an object a line
+(``.jsonl``, ``.jsonl.gz``) or a row of a Parquet file (``.parquet``) with the same fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from cpmi.errors import InputError
+
+JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+
+_ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A question and one chain-of-thought solution of it, step by step.
+
+    Attributes:
+        question: the problem statement.
+        steps: the solution's steps, in order. May be empty here; a labeler records that as an error.
+        gold_answer: the right answer, where it is known.
+        final_answer: the answer this solution arrives at, where it is known.
+        step_labels: human judgment per step (True: right), None where a step is not annotated; None: no annotation.
+        tags: anything else worth keeping (source, subset, generator...).
+        id: stable name; by default a hash of question, steps and gold answer.
+
+    Raises:
+        InputError: a field has the wrong type, or ``step_labels`` is not as long as ``steps``.
+    """
+
+    question: str
+    steps: tuple[str, ...]
+    gold_answer: str | None = None
+    final_answer: str | None = None
+    step_labels: tuple[bool | None, ...] | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.question, str) and bool(self.question.strip()), "question", "a text that is not empty")
+        _check(_all(self.steps, str), "steps", "a list of texts")
+        for name in ("gold_answer", "final_answer"):
+            _check(isinstance(getattr(self, name), str | None), name, "a text or null")
+        if self.step_labels is not None:
+            _check(_all(self.step_labels, bool | None), "step_labels", "a list of true, false or null")
+            if len(self.step_labels) != len(self.steps):
+                raise InputError(f"step_labels has {len(self.step_labels)} entries for {len(self.steps)} steps")
+        texts = isinstance(self.tags, dict) and _all((*self.tags, *self.tags.values()), str)
+        _check(texts, "tags", "an object of texts")
+        _check(isinstance(self.id, str), "id", "a text")
+        if not self.id:
+            content = _ENCODE([self.question, list(self.steps), self.gold_answer])
+            object.__setattr__(self, "id", hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16])
+
+    @property
+    def first_error(self) -> int | None:
+        """Index (from 0) of the first step that people judged wrong; None if there is none, or no annotation."""
+        return next((i for i, label in enumerate(self.step_labels or ()) if label is False), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an engine spent; reported by the engine that spent it, and costs add.
+
+    Attributes:
+        tokens_generated: tokens sampled.
+        tokens_scored: tokens fed through the model to score them or what follows them.
+        seconds: wall time of the engine's work.
+    """
+
+    tokens_generated: int = 0
+    tokens_scored: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.tokens_generated + other.tokens_generated,
+            self.tokens_scored + other.tokens_scored,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepRewards:
+    """One attempt to reward the steps of one trajectory: a number per step, or the reason why there is none.
+
+    Attributes:
+        trajectory_id: the ``Trajectory.id`` it belongs to.
+        rewards: one finite number per step, in order; empty where ``error`` is set.
+        source: what made them, e.g. ``cpmi``.
+        terms: the parts a reward is made of, each one number per step.
+        details: what else the method wants to keep, as JSON (the answers it scored, what it could not do).
+        cost: what this trajectory cost.
+        error: why the trajectory could not be rewarded, in one line.
+
+    Raises:
+        InputError: a wrong type, a number that is not finite, terms of another length than the rewards, or rewards
+            beside an error.
+    """
+
+    trajectory_id: str
+    rewards: tuple[float, ...]
+    source: str
+    terms: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    details: dict[str, JSON] = field(default_factory=dict)
+    cost: Cost = Cost()
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.trajectory_id, str) and bool(self.trajectory_id), "trajectory_id", "a text")
+        _check(isinstance(self.source, str), "source", "a text")
+        _check(isinstance(self.error, str | None), "error", "a text or null")
+        _check(isinstance(self.details, dict), "details", "an object")
+        _check(isinstance(self.terms, dict), "terms", "an object of lists of numbers")
+        for name, values in {"rewards": self.rewards, **self.terms}.items():
+            finite = _all(values, int | float) and all(math.isfinite(value) for value in values)
+            _check(finite, name, "a list of finite numbers")
+            if len(values) != len(self.rewards):
+                raise InputError(f"term {name!r} has {len(values)} numbers for {len(self.rewards)} rewards")
+        if self.error is not None and self.rewards:
+            raise InputError("a line with an error cannot have rewards")
+
+
+Record = TypeVar("Record", Trajectory, StepRewards)
+
+
+def _check(ok: bool, name: str, expected: str) -> None:
+    if not ok:
+        raise InputError(f"field {name!r} must be {expected}")
+
+
+def _all(values: object, kind: Any) -> bool:
+    """Whether ``values`` is a tuple of ``kind``; a bool does not pass for a number."""
+    wants_bool = isinstance(True, kind)
+    return isinstance(values, tuple) and all(
+        isinstance(value, kind) and (wants_bool is True or not isinstance(value, bool)) for value in values
+    )
+
+
+# --- one record <-> one JSON object ---------------------------------------------------------------------------------
+
+
+def to_json(record: Trajectory | StepRewards) -> dict[str, Any]:
+    """The record as a JSON object; fields that hold nothing (None, empty) are left out, ``rewards`` never."""
+    row = dataclasses.asdict(record)
+    keep = {"id", "question", "steps", "trajectory_id", "rewards", "source"}
+    return {key: value for key, value in row.items() if key in keep or (value is not None and value != {})}
+
+
+def from_json(kind: type[Record], row: object) -> Record:
+    """A record from its JSON object.
+
+    Raises:
+        InputError: not an object, an unknown or missing field, or a value of the wrong type.
+    """
+    if not isinstance(row, dict):
+        raise InputError(f"expected a JSON object, found {type(row).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    if unknown := [name for name in row if name not in fields]:
+        hint = "; cpmi prepare converts other formats" if kind is Trajectory else ""
+        raise InputError(f"unknown field {unknown[0]!r} (known: {', '.join(fields)}){hint}")
+    required = [n for n, f in fields.items() if f.default is dataclasses.MISSING is f.default_factory]
+    if missing := [name for name in required if name not in row]:
+        raise InputError(f"missing field {missing[0]!r}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    for name in ("tags", "terms", "details"):
+        if name in values and values[name] is None:  # how Parquet stores an empty object
+            del values[name]
+    if kind is StepRewards:
+        values |= _nested_fields(values)
+    return kind(**values)
+
+
+def _nested_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    if isinstance(terms := values.get("terms"), dict):
+        nested["terms"] = {name: tuple(term) if isinstance(term, list) else term for name, term in terms.items()}
+    if (cost := values.get("cost")) is not None:
+        known = {f.name for f in dataclasses.fields(Cost)}
+        ok = isinstance(cost, dict) and set(cost) <= known and _all(tuple(cost.values()), int | float)
+        _check(ok, "cost", f"an object of numbers ({', '.join(sorted(known))})")
+        nested["cost"] = Cost(**cost)
+    elif "cost" in values:
+        nested["cost"] = Cost()
+    return nested
+
+
+def dump_line(record: Trajectory | StepRewards) -> str:
+    """The record as one line of JSON, with its newline."""
+    return _ENCODE(to_json(record)) + "\n"
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Stream ``(place, JSON value)`` from ``.jsonl``, ``.jsonl.gz`` or ``.parquet``; place is e.g. ``data.jsonl:3``.
+
+    Raises:
+        InputError: a missing file, invalid UTF-8, or a line that is not JSON, each with its place.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; a file is needed here")
+    yield from (_parquet_rows(path) if path.suffix == ".parquet" else _json_lines(path))
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with open_bytes(path) as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise InputError(f"{path}: not a whole gzip file ({error})") from error
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading bytes, unpacking ``.gz``."""
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def parse_line(line: bytes, place: str) -> Any:
+    """The JSON value of one line.
+
+    Raises:
+        InputError: invalid UTF-8 or broken JSON, with its place.
+    """
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        problem = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        raise InputError(f"{place}: broken JSON ({problem}); mend or remove this line") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+    number = 0
+    for batch in table.iter_batches(batch_size=256):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}, row {number}", {k: _from_parquet(k, v) for k, v in row.items() if v is not None}
+
+
+_JSON_COLUMNS = ("tags", "terms", "details", "cost")  # objects without fixed fields; Parquet holds them as JSON text
+
+
+def _from_parquet(name: str, value: Any) -> Any:
+    if name in _JSON_COLUMNS and isinstance(value, str):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value  # the record's own check says what is wrong with it
+    return value
+
+
+def read_records(kind: type[Record], path: Path) -> Iterator[Record]:
+    """Stream records from a file; see ``read_rows``.
+
+    Raises:
+        InputError: with the line or row of the first record that is not one.
+    """
+    for place, row in read_rows(path):
+        try:
+            record = from_json(kind, row)
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        yield record
+
+
+def read_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
+    """Stream the trajectories of a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file.
+
+    Raises:
+        InputError: a missing file or a bad record (with its line); a repeated id.
+    """
+    seen: set[str] = set()
+    for trajectory in read_records(Trajectory, Path(path)):
+        if trajectory.id in seen:
+            raise InputError(f"{path}: the id {trajectory.id!r} occurs twice; give each trajectory its own id")
+        seen.add(trajectory.id)
+        yield trajectory
+
+
+def read_rewards(path: str | os.PathLike[str]) -> Iterator[StepRewards]:
+    """Stream the step rewards of a run directory (all its parts, in order) or of a file.
+
+    Lines with ``error`` come too: look at ``StepRewards.error``.
+
+    Raises:
+        InputError: nothing there, or a bad record (with its line).
+    """
+    path = Path(path)
+    if not path.is_dir():
+        yield from read_records(StepRewards, path)
+        return
+    parts = sorted(path.glob("part-*-of-*.jsonl"))
+    if not parts:
+        raise InputError(f"{path}: no part-*.jsonl in this folder; is it the output of cpmi label?")
+    for part in parts:
+        yield from read_records(StepRewards, part)
+
+
+def write_records(path: Path, records: Iterable[Trajectory | StepRewards]) -> int:
+    """Write records to ``.jsonl``, ``.jsonl.gz`` or ``.parquet``, whole or not at all; return how many.
+
+    The file appears under its name only when it is complete.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    count = 0
+    try:
+        if path.suffix == ".parquet":
+            count = _write_parquet(partial, records)
+        else:
+            with gzip.open(partial, "wb") if path.suffix == ".gz" else partial.open("wb") as file:
+                for record in records:
+                    file.write(dump_line(record).encode())
+                    count += 1
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _write_parquet(path: Path, records: Iterable[Trajectory | StepRewards]) -> int:
+    import itertools
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text, texts, numbers = pa.string(), pa.list_(pa.string()), pa.list_(pa.float64())
+    types = {"steps": texts, "step_labels": pa.list_(pa.bool_()), "rewards": numbers}
+    iterator = iter(records)
+    first = next(iterator, None)
+    kind = Trajectory if first is None else type(first)
+    schema = pa.schema([(f.name, types.get(f.name, text)) for f in dataclasses.fields(kind)])
+    count = 0
+    with pq.ParquetWriter(path, schema) as writer:
+        rows = itertools.chain([] if first is None else [first], iterator)
+        while chunk := list(itertools.islice(rows, 1000)):
+            objects = [
+                {k: _ENCODE(v) if k in _JSON_COLUMNS else v for k, v in dataclasses.asdict(record).items()}
+                for record in chunk
+            ]
+            writer.write_table(pa.Table.from_pylist(objects, schema=schema))
+            count += len(chunk)
+    return count
