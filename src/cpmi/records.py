@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar, cast
 
-from cpmi.errors import InputError
+from cpmi.errors import CpmiError, InputError
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
@@ -181,7 +182,7 @@ def from_json(kind: type[Record], row: object) -> Record:
             del values[name]
     if kind is StepRewards:
         values |= _nested_fields(values)
-    return kind(**values)
+    return kind(**cast(Any, values))  # the fields check themselves
 
 
 def _nested_fields(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,7 +233,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 def open_bytes(path: Path) -> IO[bytes]:
     """Open a file for reading bytes, unpacking ``.gz``."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def parse_line(line: bytes, place: str) -> Any:
@@ -246,7 +247,9 @@ def parse_line(line: bytes, place: str) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{place}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
     except (json.JSONDecodeError, RecursionError) as error:
-        problem = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        problem = (
+            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        )
         raise InputError(f"{place}: broken JSON ({problem}); mend or remove this line") from error
 
 
@@ -324,49 +327,74 @@ def read_rewards(path: str | os.PathLike[str]) -> Iterator[StepRewards]:
         yield from read_records(StepRewards, part)
 
 
+Column = Literal["text", "texts", "numbers", "flags"]
+
+_COLUMNS: dict[str, Column] = {"steps": "texts", "step_labels": "flags", "rewards": "numbers"}
+
+
 def write_records(path: Path, records: Iterable[Trajectory | StepRewards]) -> int:
-    """Write records to ``.jsonl``, ``.jsonl.gz`` or ``.parquet``, whole or not at all; return how many.
+    """Write records to ``.jsonl``, ``.jsonl.gz`` or ``.parquet``, whole or not at all; return how many."""
+    iterator = iter(records)
+    first = next(iterator, None)
+    rows: Iterator[Trajectory | StepRewards] = iter(()) if first is None else itertools.chain([first], iterator)
+    kind = Trajectory if first is None else type(first)
+    columns = {f.name: _COLUMNS.get(f.name, "text") for f in dataclasses.fields(kind)}
+    is_parquet = Path(path).suffix == ".parquet"
+    return write_rows(path, (_parquet_row(row) if is_parquet else to_json(row) for row in rows), columns)
+
+
+def _parquet_row(record: Trajectory | StepRewards) -> dict[str, Any]:
+    row = dataclasses.asdict(record)
+    return {name: _ENCODE(value) if name in _JSON_COLUMNS else value for name, value in row.items()}
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> int:
+    """Write rows to ``.jsonl``, ``.jsonl.gz`` or ``.parquet``, whole or not at all; return how many.
 
     The file appears under its name only when it is complete.
+
+    Args:
+        columns: names and types of the columns of a Parquet file.
+
+    Raises:
+        InputError: another suffix.
+        CpmiError: the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix not in (".jsonl", ".gz", ".parquet"):
+        raise InputError(f"{path}: the name must end in .jsonl, .jsonl.gz or .parquet")
     partial = path.with_name(f".{path.name}.partial")
-    count = 0
     try:
-        if path.suffix == ".parquet":
-            count = _write_parquet(partial, records)
-        else:
-            with gzip.open(partial, "wb") if path.suffix == ".gz" else partial.open("wb") as file:
-                for record in records:
-                    file.write(dump_line(record).encode())
-                    count += 1
+        path.parent.mkdir(parents=True, exist_ok=True)
+        count = _write_parquet(partial, rows, columns) if path.suffix == ".parquet" else _write_lines(partial, rows)
         partial.replace(path)
+    except OSError as error:
+        raise CpmiError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         partial.unlink(missing_ok=True)
     return count
 
 
-def _write_parquet(path: Path, records: Iterable[Trajectory | StepRewards]) -> int:
-    import itertools
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    count = 0
+    with gzip.open(path, "wb") if ".gz" in path.suffixes else path.open("wb") as file:
+        for row in rows:
+            file.write((_ENCODE(row) + "\n").encode())
+            count += 1
+    return count
 
+
+def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    text, texts, numbers = pa.string(), pa.list_(pa.string()), pa.list_(pa.float64())
-    types = {"steps": texts, "step_labels": pa.list_(pa.bool_()), "rewards": numbers}
-    iterator = iter(records)
-    first = next(iterator, None)
-    kind = Trajectory if first is None else type(first)
-    schema = pa.schema([(f.name, types.get(f.name, text)) for f in dataclasses.fields(kind)])
+    text, numbers, flags = pa.string(), pa.list_(pa.float64()), pa.list_(pa.bool_())
+    types = {"text": text, "texts": pa.list_(text), "numbers": numbers, "flags": flags}
+    schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
     count = 0
+    iterator = iter(rows)
     with pq.ParquetWriter(path, schema) as writer:
-        rows = itertools.chain([] if first is None else [first], iterator)
-        while chunk := list(itertools.islice(rows, 1000)):
-            objects = [
-                {k: _ENCODE(v) if k in _JSON_COLUMNS else v for k, v in dataclasses.asdict(record).items()}
-                for record in chunk
-            ]
-            writer.write_table(pa.Table.from_pylist(objects, schema=schema))
+        while chunk := list(itertools.islice(iterator, 1000)):
+            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
             count += len(chunk)
     return count

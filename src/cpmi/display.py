@@ -1,0 +1,147 @@
+"""What the terminal shows: progress of a run, and trajectories with their steps colored by reward."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cpmi.records import StepRewards, Trajectory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from cpmi.runs import Progress
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress_display(title: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on a terminal's standard error, a line every ten seconds elsewhere."""
+    if sys.stderr.isatty():
+        with _bar(title) as update:
+            yield update
+    else:
+        yield _lines(title)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
+    with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None, rates="")
+        start = time.monotonic()
+
+        def update(progress: Progress) -> None:
+            rates = _rates(progress, time.monotonic() - start)
+            bar.update(task, total=progress.total, completed=progress.done, rates=rates)
+
+        yield update
+
+
+def _lines(title: str) -> Callable[[Progress], None]:
+    start = last = time.monotonic()
+
+    def update(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES or progress.done == progress.total:
+            last = now
+            line = f"{title}: {progress.done}/{progress.total}, {_rates(progress, now - start)}"
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal's module
+
+    return update
+
+
+def _rates(progress: Progress, seconds: float) -> str:
+    """Speed of this attempt, and the time left at that speed."""
+    here = progress.rewarded + progress.failed
+    tokens = progress.cost.tokens_scored + progress.cost.tokens_generated
+    left = (progress.total - progress.done) * seconds / here if here else 0.0
+    failed = f", {progress.failed} failed" if progress.failed else ""
+    return f"{here / seconds:.2f} trajectories/s, {tokens / seconds:,.0f} tokens/s, {_duration(left)} left{failed}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+# --- trajectories ---------------------------------------------------------------------------------------------------
+
+
+def show_trajectories(pairs: Iterable[tuple[Trajectory, StepRewards]], scale: float, console: Console) -> None:
+    """Print each trajectory: its steps from red (the lowest rewards) over plain to green, human labels beside them.
+
+    Args:
+        scale: the size of a reward that gets the full color; see ``color_scale``.
+    """
+    for trajectory, record in pairs:
+        console.print(_header(trajectory, record))
+        if record.error is not None:
+            console.print(_text(f"  not labeled: {record.error}", "red"))
+        for i, step in enumerate(trajectory.steps):
+            reward = record.rewards[i] if record.rewards else None
+            console.print(_step(i, step, reward, scale, trajectory.step_labels))
+        if isinstance(answers := record.details.get("answers"), list) and len(answers) > 1:
+            console.print(_text("  against: " + ", ".join(str(answer) for answer in answers[1:]), "dim"))
+        console.print()
+
+
+def color_scale(records: Iterable[StepRewards]) -> float:
+    """The size that nine in ten rewards stay under, so that one outlier does not bleach the rest."""
+    sizes = sorted(abs(reward) for record in records for reward in record.rewards)
+    return sizes[int(0.9 * (len(sizes) - 1))] if sizes else 1.0
+
+
+def _text(text: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(text, style)
+
+
+def _header(trajectory: Trajectory, record: StepRewards) -> Text:
+    header = _text(trajectory.id, "bold")
+    header.append(f"  {trajectory.question.strip()}\n", "default")
+    header.append(f"  gold answer: {trajectory.gold_answer or 'unknown'}", "cyan")
+    if trajectory.final_answer is not None:
+        header.append(f", this solution's: {trajectory.final_answer}", "cyan")
+    if "contrast" in record.details:
+        header.append(f"  ({record.details['contrast']})", "yellow")
+    return header
+
+
+def _step(index: int, step: str, reward: float | None, scale: float, labels: tuple[bool | None, ...] | None) -> Text:
+    label = labels[index] if labels else None
+    mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: (" ", "")}[label]
+    line = _text(f"{index:>4} ")
+    line.append(mark + " ", style)
+    line.append("       " if reward is None else f"{reward:+7.3f}", "bold")
+    line.append("  ")
+    line.append(step.strip().replace("\n", "\n" + " " * 16), _color(reward, scale))
+    return line
+
+
+def _color(reward: float | None, scale: float) -> str:
+    """From red over the terminal's own color to green; a small reward keeps the terminal's color."""
+    if reward is None or scale <= 0:
+        return ""
+    strength = max(-1.0, min(1.0, reward / scale))
+    if abs(strength) < 0.1:
+        return ""
+    shade = round(90 + 130 * abs(strength))
+    return f"rgb({shade},60,60)" if strength < 0 else f"rgb(40,{shade},80)"

@@ -1,0 +1,94 @@
+"""A run in the formats that others read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from cpmi.errors import InputError
+from cpmi.records import (
+    Column,
+    StepRewards,
+    Trajectory,
+    read_rewards,
+    read_trajectories,
+    write_records,
+    write_rows,
+)
+from cpmi.runs import RunDirectory
+
+Format = Literal["jsonl", "parquet", "stepwise"]
+
+
+def export(run: Path, to: Format, output: Path, trajectories: Path | None = None) -> tuple[int, int]:
+    """Write a run as one file; return how many lines were written and how many attempts had failed.
+
+    ``jsonl`` and ``parquet`` hold every ``StepRewards``, failures too; ``stepwise`` holds TRL's rows ``{"prompt",
+    "completions", "labels"}`` of the trajectories that have rewards, the rewards as they are (floats).
+
+    Args:
+        trajectories: the labeled trajectories, if they are no longer where the run found them.
+
+    Raises:
+        InputError: no run there, a suffix that does not fit, or trajectories that cannot be found.
+    """
+    suffixes = {"jsonl": (".jsonl", ".gz"), "parquet": (".parquet",), "stepwise": (".jsonl", ".gz", ".parquet")}[to]
+    if output.suffix not in suffixes:
+        raise InputError(f"{output}: --to {to} writes {' or '.join(suffixes)}; name the output so")
+    failed = 0
+
+    def records() -> Iterator[StepRewards]:
+        nonlocal failed
+        for record in read_rewards(run):
+            failed += record.error is not None
+            yield record
+
+    if to != "stepwise":
+        return write_records(output, records()), failed
+    by_id = labeled_trajectories(run, trajectories)
+    rows = (stepwise_row(by_id, record) for record in records() if record.error is None)
+    columns: dict[str, Column] = {"prompt": "text", "completions": "texts", "labels": "numbers"}
+    return write_rows(output, rows, columns), failed
+
+
+def labeled_trajectories(run: Path, path: Path | None = None) -> dict[str, Trajectory]:
+    """The trajectories that a run labeled, by id: from ``path``, or from where the run's manifest says they were.
+
+    Raises:
+        InputError: the file is gone.
+    """
+    if path is None:
+        if not run.is_dir():
+            raise InputError(f"{run} is a file, so its trajectories must be named: --trajectories FILE")
+        path = Path(RunDirectory.open(run).manifest["input"]["path"])
+        if not path.exists():
+            raise InputError(f"{run}: its trajectories are no longer at {path}; name them with --trajectories FILE")
+    return {trajectory.id: trajectory for trajectory in read_trajectories(path)}
+
+
+def trajectory_of(by_id: dict[str, Trajectory], record: StepRewards) -> Trajectory:
+    """The trajectory that a record belongs to.
+
+    Raises:
+        InputError: there is none of that id, or one of another length.
+    """
+    trajectory = by_id.get(record.trajectory_id)
+    if trajectory is None:
+        raise InputError(f"no trajectory has the id {record.trajectory_id!r}; are these the trajectories of this run?")
+    if record.error is None and len(record.rewards) != len(trajectory.steps):
+        raise InputError(
+            f"{record.trajectory_id!r}: {len(record.rewards)} rewards for {len(trajectory.steps)} steps; "
+            "are these the trajectories of this run?"
+        )
+    return trajectory
+
+
+def stepwise_row(by_id: dict[str, Trajectory], record: StepRewards) -> dict[str, Any]:
+    """TRL's stepwise supervision row; its labels are soft, which TRL's own trainer cut to 0 and 1."""
+    trajectory = trajectory_of(by_id, record)
+    return {
+        "prompt": trajectory.question,
+        "completions": list(trajectory.steps),
+        "labels": list(record.rewards),
+    }

@@ -1,0 +1,1 @@
+"""Labeling methods: each gives one number per reasoning step."""

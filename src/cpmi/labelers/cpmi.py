@@ -1,0 +1,180 @@
+"""Contrastive pointwise mutual information (CPMI): how much a step raises the right answer over wrong ones.
+
+For an answer a after a context c, under template k, with |a| target tokens:
+
+    l_k(a | c) = (1/|a|) sum_j log p(a_j | template_k(question), c, a_<j)
+
+and for step t, the gold answer A and the hard negatives B_1..B_M:
+
+    r_t = mean over k of  [l_k(A|with) - l_k(A|without)] - w/M sum_m [l_k(B_m|with) - l_k(B_m|without)]
+
+Lee, Hong, Lee: "Efficient Process Reward Modeling via Contrastive Mutual Information", arXiv 2604.10660.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from cpmi.grader import Grader
+from cpmi.labelers.negatives import NegativeSettings, SiblingAnswers, find_negatives
+from cpmi.prompts import (
+    INSTRUCTIONS,
+    Context,
+    ContextKind,
+    ScoringPlan,
+    Span,
+    Template,
+    plan_scoring,
+    step_contexts,
+)
+from cpmi.protocols import FloatArray, Sampler, ScoredTree, Scorer, Truncation
+from cpmi.records import JSON, Cost, StepRewards, Trajectory
+
+Normalization = Literal["mean", "sum"]
+Contrast = Literal["mean", "hardest"]
+
+
+@dataclass(frozen=True, slots=True)
+class CPMISettings:
+    """Everything that decides a CPMI reward but the model.
+
+    Attributes:
+        context: what "with" and "without" the step show (``prompts.step_contexts``); ``marginal`` is the paper's.
+        normalization: ``mean`` over the target's tokens, as in the paper, or their ``sum``.
+        span: the tokens scored: the cue with the answer (``target``, the paper's), or the ``answer`` alone.
+        contrast: against the ``mean`` of the wrong answers, as in the paper, or the ``hardest``: the one that is
+            likeliest, found anew with and without the step.
+        weight: w, the weight of the wrong answers.
+        truncation: renormalize each distribution over its likeliest tokens.
+    """
+
+    context: ContextKind = "marginal"
+    normalization: Normalization = "mean"
+    span: Span = "target"
+    contrast: Contrast = "mean"
+    weight: float = 1.0
+    templates: tuple[Template, ...] = INSTRUCTIONS
+    negatives: NegativeSettings = field(default_factory=NegativeSettings)
+    truncation: Truncation = Truncation()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Planned:
+    """A trajectory ready to be scored."""
+
+    pairs: list[tuple[Context, Context]]
+    plans: list[ScoringPlan]
+    details: dict[str, JSON]
+    cost: Cost
+
+
+class CPMI:
+    """The ``StepRewarder`` of CPMI."""
+
+    name = "cpmi"
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        settings: CPMISettings = CPMISettings(),
+        *,
+        grader: Grader | None = None,
+        siblings: SiblingAnswers | None = None,
+        sampler: Sampler | None = None,
+    ) -> None:
+        """Label with ``scorer``.
+
+        Args:
+            siblings: wrong final answers of other trajectories of the same questions (``SiblingAnswers.collect``).
+            sampler: where negatives of the kind ``sampled`` come from; usually the scorer itself.
+        """
+        self._scorer = scorer
+        self._settings = settings
+        self._grader = grader or Grader()
+        self._siblings = siblings or SiblingAnswers()
+        self._sampler = sampler
+
+    def describe(self) -> dict[str, Any]:
+        return asdict(self._settings) | self._scorer.describe()
+
+    def rewards(self, trajectories: Sequence[Trajectory]) -> list[StepRewards]:
+        """Reward every step; a trajectory that cannot be rewarded comes back with its ``error``.
+
+        ``terms`` hold the two parts, ``gold`` and ``wrong`` (reward = gold - weight * wrong); ``details`` the answers
+        scored, the gold one first, and the kinds of the others.
+        """
+        planned = [self._plan_or_error(trajectory) for trajectory in trajectories]
+        trees = [plan.tree for each in planned if isinstance(each, _Planned) for plan in each.plans]
+        scored = iter(self._scorer.logprobs(trees, self._settings.truncation))
+        return [
+            self._failed(trajectory, each) if isinstance(each, str) else self._reward(trajectory, each, scored)
+            for trajectory, each in zip(trajectories, planned, strict=True)
+        ]
+
+    def _failed(self, trajectory: Trajectory, error: str, cost: Cost = Cost()) -> StepRewards:
+        return StepRewards(trajectory.id, (), self.name, cost=cost, error=error)
+
+    def _plan_or_error(self, trajectory: Trajectory) -> _Planned | str:
+        if not trajectory.steps:
+            return "no steps"
+        if (empty := next((i for i, step in enumerate(trajectory.steps) if not step.strip()), None)) is not None:
+            return f"step {empty} (from 0) is empty"
+        if trajectory.gold_answer is None or not trajectory.gold_answer.strip():
+            return "no gold answer; cpmi prepare --gold FILE joins gold answers"
+        return self._plan(trajectory, trajectory.gold_answer)
+
+    def _plan(self, trajectory: Trajectory, gold: str) -> _Planned:
+        start = time.perf_counter()
+        found = find_negatives(trajectory, self._settings.negatives, self._grader, self._siblings, self._sampler)
+        pairs = step_contexts(self._settings.context, len(trajectory.steps))
+        plans = plan_scoring(
+            trajectory.question,
+            trajectory.steps,
+            [gold, *(negative.text for negative in found.negatives)],
+            list(dict.fromkeys(context for pair in pairs for context in pair)),
+            self._settings.templates,
+            self._scorer,
+            self._settings.span,
+        )
+        details: dict[str, JSON] = {
+            "answers": [gold, *(negative.text for negative in found.negatives)],
+            "kinds": ["gold", *(negative.kind for negative in found.negatives)],
+        }
+        if not found.negatives:
+            details["contrast"] = "none: no wrong answer was found"
+        own = Cost(seconds=time.perf_counter() - start - found.cost.seconds)
+        return _Planned(pairs, plans, details, found.cost + own)
+
+    def _reward(self, trajectory: Trajectory, planned: _Planned, scored: Iterator[ScoredTree]) -> StepRewards:
+        results = [next(scored) for _ in planned.plans]
+        cost = sum((result.cost for result in results), planned.cost)
+        if error := next((result.error for result in results if result.error), None):
+            return self._failed(trajectory, error, cost)
+        gold, wrong = self._terms(planned, [r.logprobs for r in results if r.logprobs is not None])
+        rewards = gold - self._settings.weight * wrong
+        if not np.isfinite(rewards).all():
+            return self._failed(trajectory, "the model gave log-probabilities that are not finite", cost)
+        terms = {"gold": tuple(gold.tolist()), "wrong": tuple(wrong.tolist())}
+        return StepRewards(trajectory.id, tuple(rewards.tolist()), self.name, terms, planned.details, cost)
+
+    def _terms(self, planned: _Planned, logprobs: list[FloatArray]) -> tuple[FloatArray, FloatArray]:
+        """(steps,) gain of the gold answer and of the wrong answers, each a mean over templates."""
+        reduce = np.mean if self._settings.normalization == "mean" else np.sum
+        golds, wrongs = [], []
+        for plan, values in zip(planned.plans, logprobs, strict=True):
+            for spans in plan.spans:
+                scores = {c: np.array([reduce(values[nodes]) for nodes in each]) for c, each in spans.items()}
+                golds.append([scores[with_][0] - scores[without][0] for with_, without in planned.pairs])
+                levels = {context: self._wrong_level(each[1:]) for context, each in scores.items()}
+                wrongs.append([levels[with_] - levels[without] for with_, without in planned.pairs])
+        return np.mean(golds, axis=0), np.mean(wrongs, axis=0)
+
+    def _wrong_level(self, scores: FloatArray) -> float:
+        if not len(scores):
+            return 0.0
+        return float(scores.mean() if self._settings.contrast == "mean" else scores.max())

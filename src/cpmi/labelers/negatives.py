@@ -1,0 +1,284 @@
+"""Hard negatives: wrong but plausible answers to set against the right one.
+
+Which ones are used decides how good the labels are, more than anything else about them. The kinds, in the order in
+which they are tried by default:
+
+* ``own``: the trajectory's own final answer, where it is wrong.
+* ``sibling``: wrong final answers of other trajectories of the same question, the most frequent first.
+* ``intermediate``: results of the trajectory's steps, the last first.
+* ``rule``: the right answer with something changed (``cpmi.labelers.perturbations``).
+* ``sampled``: wrong answers that the labeling model makes up; the only kind that costs generated tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from cpmi.answers import (
+    extract_answer,
+    final_answer_of,
+    formulas_in,
+    normalize_answer,
+    numbers_in,
+    parse_number,
+    results_in,
+)
+from cpmi.errors import InputError
+from cpmi.grader import Grader, Verdict
+from cpmi.labelers.perturbations import NumberFormat, perturb
+from cpmi.protocols import Prompt, Sampler, SamplingParams
+from cpmi.records import Cost, Trajectory
+
+KINDS = ("own", "sibling", "intermediate", "rule", "sampled")
+MAX_LENGTH = 120
+"""A longer text is no answer to set against another."""
+
+SAMPLES = 8
+SAMPLING = SamplingParams(max_tokens=24, temperature=1.05, top_p=0.9, stop=("\n",))
+_PROMPT = """Teachers need wrong answers that tempt: the result of a slip, or of stopping one step too early.
+
+Question: {question}
+Right answer: {gold}
+A wrong answer that many would give, in the same form:"""
+
+
+@dataclass(frozen=True, slots=True)
+class Negative:
+    """A wrong answer and the kind it is of (one of ``KINDS``)."""
+
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundNegatives:
+    """The wrong answers found for a trajectory, in the order found, and what finding them cost."""
+
+    negatives: tuple[Negative, ...]
+    cost: Cost = Cost()
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeSettings:
+    """How many wrong answers to find, and of which kinds.
+
+    Attributes:
+        count: how many are wanted; fewer are found where there are fewer.
+        kinds: each kind to use, in order of preference, with the most to take of it (None: no limit). Limits are
+            lifted, in the same order, where all kinds together give fewer than ``count``.
+        seed: decides which of the answers by rule come first, and the sampled ones.
+
+    Raises:
+        InputError: an unknown or repeated kind, or a number below the least that makes sense.
+    """
+
+    count: int = 4
+    kinds: tuple[tuple[str, int | None], ...] = (("own", 1), ("sibling", None), ("intermediate", 3), ("rule", None))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise InputError(f"the number of negatives must be 0 or more, not {self.count}")
+        for kind, limit in self.kinds:
+            if kind not in KINDS:
+                raise InputError(f"unknown kind of negatives {kind!r}; the kinds are {', '.join(KINDS)}")
+            if limit is not None and limit < 1:
+                raise InputError(f"the limit of {kind!r} must be 1 or more; leave the kind out for none of it")
+        if len({kind for kind, _ in self.kinds}) < len(self.kinds):
+            raise InputError("a kind of negatives is named twice")
+
+    @classmethod
+    def parse(cls, kinds: str, count: int = 4, seed: int = 0) -> NegativeSettings:
+        """Settings from kinds written as ``own:1,sibling,intermediate:3,rule``.
+
+        Raises:
+            InputError: a limit that is not a whole number, or anything the settings themselves refuse.
+        """
+        parsed: list[tuple[str, int | None]] = []
+        for part in filter(None, (part.strip() for part in kinds.split(","))):
+            kind, colon, limit = (piece.strip() for piece in part.partition(":"))
+            if colon and not re.fullmatch("[0-9]+", limit):
+                raise InputError(f"{part!r}: the limit after the colon must be a whole number, e.g. {kind}:3")
+            parsed.append((kind, int(limit) if colon else None))
+        return cls(count=count, kinds=tuple(parsed), seed=seed)
+
+
+_SIBLINGS_KEPT = 16
+
+
+@dataclass(slots=True)
+class SiblingAnswers:
+    """The final answers given to each question, gathered in one pass and in bounded memory; picklable.
+
+    At most 16 distinct answers of a question are kept, those with the smallest hash, so that neither they nor their
+    counts depend on the order of the trajectories: an answer once pushed out could never come back.
+    """
+
+    _counts: dict[bytes, dict[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def collect(cls, trajectories: Iterable[Trajectory]) -> SiblingAnswers:
+        """Gather the final answers of a file's trajectories."""
+        siblings = cls()
+        for trajectory in trajectories:
+            answer = final_answer_of(trajectory)
+            if answer is not None and (normal := normalize_answer(answer)) and len(normal) <= MAX_LENGTH:
+                siblings._add(_digest(trajectory.question.strip()), normal)
+        return siblings
+
+    def _add(self, question: bytes, answer: str) -> None:
+        counts = self._counts.setdefault(question, {})
+        counts[answer] = counts.get(answer, 0) + 1
+        if len(counts) > _SIBLINGS_KEPT:
+            del counts[max(counts, key=_digest)]
+
+    def others(self, trajectory: Trajectory) -> list[str]:
+        """Answers that *other* trajectories give to its question (normalized), the most frequent first.
+
+        The trajectory itself is taken to be one of those collected.
+        """
+        counts = dict(self._counts.get(_digest(trajectory.question.strip()), {}))
+        own = normalize_answer(final_answer_of(trajectory) or "")
+        if own in counts:
+            counts[own] -= 1
+        return sorted((answer for answer, count in counts.items() if count), key=lambda a: (-counts[a], a))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]
+
+
+def find_negatives(
+    trajectory: Trajectory,
+    settings: NegativeSettings,
+    grader: Grader,
+    siblings: SiblingAnswers | None = None,
+    sampled: Sampler | None = None,
+) -> FoundNegatives:
+    """Wrong answers for a trajectory: each certainly different from the gold answer and from one another.
+
+    Nothing but the trajectory, the settings, the siblings and the sampler's model decides what is found: neither the
+    order of trajectories nor the shard or the machine. Where the grader cannot decide, the candidate is not used.
+
+    Args:
+        siblings: needed for the kind ``sibling`` to find anything.
+        sampled: the labeling model, for the kind ``sampled``.
+
+    Returns:
+        At most ``settings.count`` negatives; none at all without a gold answer, or where nothing fits.
+
+    Raises:
+        InputError: the kind ``sampled`` is asked for without a sampler.
+    """
+    gold = (trajectory.gold_answer or "").strip()
+    if sampled is None and any(kind == "sampled" for kind, _ in settings.kinds):
+        raise InputError("negatives of the kind 'sampled' need a model that can generate text")
+    if not gold:
+        return FoundNegatives(())
+    search = _Search(trajectory, gold, settings, grader, siblings, sampled)
+    for lifted in (False, True):
+        for kind, limit in settings.kinds:
+            search.take(kind, None if lifted else limit)
+    return FoundNegatives(tuple(search.found), search.cost)
+
+
+class _Search:
+    """The candidates of one trajectory, kind by kind, and the ones chosen so far."""
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        gold: str,
+        settings: NegativeSettings,
+        grader: Grader,
+        siblings: SiblingAnswers | None,
+        sampler: Sampler | None,
+    ) -> None:
+        self.trajectory, self.gold, self.settings, self.grader = trajectory, gold, settings, grader
+        self.found: list[Negative] = []
+        self.cost = Cost()
+        self._siblings, self._sampler = siblings, sampler
+        self._format = NumberFormat.of(gold)
+        sources: dict[str, Callable[[], Iterator[str]]] = {
+            "own": self._own,
+            "sibling": self._sibling,
+            "intermediate": self._intermediate,
+            "rule": self._rule,
+            "sampled": self._sampled,
+        }
+        self._candidates = {kind: sources[kind]() for kind, _ in settings.kinds}
+
+    def take(self, kind: str, limit: int | None) -> None:
+        """Choose from one kind, going on where the last call stopped."""
+        wanted = self.settings.count - len(self.found)
+        wanted = wanted if limit is None else min(wanted, limit)
+        while wanted > 0 and (candidate := next(self._candidates[kind], None)) is not None:
+            text = self._dress(candidate)
+            if text is not None and self._fits(text):
+                self.found.append(Negative(text, kind))
+                wanted -= 1
+
+    def _fits(self, text: str) -> bool:
+        rivals = (self.gold, *(negative.text for negative in self.found))
+        return all(self.grader.compare(text, rival) is Verdict.DIFFERENT for rival in rivals)
+
+    def _dress(self, candidate: str) -> str | None:
+        """The candidate in the gold answer's format, so that its form does not give it away; None: not an answer."""
+        text = " ".join(candidate.split())
+        if not text or len(text) > MAX_LENGTH:
+            return None
+        number = parse_number(text)
+        if self._format is None or number is None:
+            return text
+        return self._format.render(number.value) or text
+
+    # Each yields candidate texts, best first.
+
+    def _own(self) -> Iterator[str]:
+        if (answer := final_answer_of(self.trajectory)) is not None:
+            yield answer
+
+    def _sibling(self) -> Iterator[str]:
+        if self._siblings is not None:
+            yield from self._siblings.others(self.trajectory)
+
+    def _intermediate(self) -> Iterator[str]:
+        """Numbers for a number; formulas for a formula; nothing for a word or a letter."""
+        numeric = parse_number(self.gold) is not None
+        if not numeric and not re.search(r"[0-9\\]", normalize_answer(self.gold)):
+            return
+        for step in reversed(self.trajectory.steps):
+            yield from reversed(results_in(step) if numeric else formulas_in(step))
+
+    def _rule(self) -> Iterator[str]:
+        """In an order of the trajectory's own: hashes are the same everywhere, and shuffle fairly."""
+        salt = f"{self.settings.seed}:{self.trajectory.id}:"
+        yield from sorted(perturb(self.gold, self.trajectory.question), key=lambda text: _digest(salt + text))
+
+    def _sampled(self) -> Iterator[str]:
+        if self._sampler is None:
+            return
+        prompt = sampling_prompt(self.trajectory, self.settings.seed)
+        (drawn,) = self._sampler.sample([prompt], SAMPLES, SAMPLING)
+        self.cost += drawn.cost
+        clean = functools.partial(clean_sample, numeric=parse_number(self.gold) is not None)
+        yield from filter(None, map(clean, (completion.text for completion in drawn.completions)))
+
+
+def sampling_prompt(trajectory: Trajectory, seed: int = 0) -> Prompt:
+    """The prompt that asks the labeling model for wrong answers."""
+    text = _PROMPT.format(question=trajectory.question.strip(), gold=(trajectory.gold_answer or "").strip())
+    return Prompt(text, seed=int.from_bytes(_digest(f"{seed}:{trajectory.id}")[:4]))
+
+
+def clean_sample(text: str, *, numeric: bool) -> str:
+    """The answer in a sampled completion's first line; where the right answer is a number, the first number there."""
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    line = (extract_answer(line) or line).strip(" \t\"'`*")
+    if numeric:
+        return next(iter(numbers_in(line)), "")
+    return re.split(r"(?<=[^A-Za-z])\.\s|\s\(|\s[-–]\s", line)[0].strip().removesuffix(".")

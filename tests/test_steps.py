@@ -1,0 +1,123 @@
+"""Splitting one text into steps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpmi.errors import InputError
+from cpmi.steps import WAYS, split_steps
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+# Pieces that the ways look for, in any order: headers, numbers, fences and formulas, closed or not.
+HEADERS = ("Step 1: a", "step 2.", "**Step 3**", "### Step 4", "1. x", "2) y", "  3. z", "# Answer")
+SPACES = ("\n", "\n\n", "\r\n", " ", "\t\n", "\x1c")
+MARKS = ("```", "~~~", "\\[", "\\]", "$$", "\\begin{align}", "\\end{align}", "\\begin{align*}")
+PIECES = st.sampled_from((*HEADERS, *SPACES, *MARKS))
+TEXTS = st.lists(st.one_of(PIECES, st.text(max_size=5)), max_size=25).map("".join)
+
+
+@given(text=TEXTS, how=st.sampled_from(["auto", *WAYS]))
+def test_no_content_is_lost_and_no_step_is_blank(text: str, how: str) -> None:
+    steps = split_steps(text, how)
+    assert squeezed("".join(steps)) == squeezed(text)
+    assert all(step and step == step.strip() for step in steps)
+
+
+@given(text=TEXTS)
+def test_auto_is_the_first_way_that_finds_two_steps(text: str) -> None:
+    found = [split_steps(text, way) for way in ("step-k", "blank-lines", "numbered", "lines")]
+    assert split_steps(text) == next((steps for steps in found if len(steps) > 1), found[-1])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Step {}: a",
+        "Step {}. a",
+        "**Step {}**\na",
+        "### Step {}\na",
+        "STEP {} - a",
+        "**Step {}: A.** a",
+        "- Step {}) a",
+    ],
+)
+def test_step_k_keeps_each_header_with_its_step(header: str) -> None:
+    first, second = header.format(1), header.format(2)
+    assert split_steps(f"{first}\n\nmore\n{second}") == (f"{first}\n\nmore", second)
+
+
+def test_text_before_the_first_header_belongs_to_the_first_step() -> None:
+    assert split_steps("Let's see.\n\nStep 1: a\nStep 2: b") == ("Let's see.\n\nStep 1: a", "Step 2: b")
+    assert split_steps("Let's see.\n1. a\n2. b", "numbered") == ("Let's see.\n1. a", "2. b")
+
+
+def test_a_sentence_about_a_step_opens_none() -> None:
+    text = "Step 1: x = 2\nStep 2 shows that y = 3\nand Step 3: is not at the line's start"
+    assert split_steps(text, "step-k") == (text,)
+
+
+def test_one_header_alone_leaves_auto_to_the_blank_lines() -> None:
+    assert split_steps("Step 1: a\n\nb") == ("Step 1: a", "b")
+
+
+def test_blank_lines_may_hold_spaces_and_carriage_returns() -> None:
+    assert split_steps("a\nb\n \t\nc\r\n\r\nd\n\n\n\n", "blank-lines") == ("a\nb", "c", "d")
+
+
+def test_numbered_counts_up_by_one_and_skips_lists_inside() -> None:
+    text = "1. first\n   1. inner\n   2. inner\n1.5 is a number\n2) second\n2. again\n2026. a year\n**3.** third"
+    assert split_steps(text, "numbered") == (
+        "1. first\n   1. inner\n   2. inner\n1.5 is a number",
+        "2) second\n2. again\n2026. a year",
+        "**3.** third",
+    )
+
+
+def test_numbered_that_does_not_start_at_one_is_not_a_numbering() -> None:
+    assert split_steps("2. a\n3. b", "numbered") == ("2. a\n3. b",)
+
+
+def test_auto_takes_numbers_before_lines() -> None:
+    assert split_steps("1. a\nb\n2. c") == ("1. a\nb", "2. c")
+    assert split_steps("a\nb\nc") == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        "\\[\nx = 1\n\ny = 2\n\\]",
+        "$$\nx\n\n= 1\n$$",
+        "\\begin{align*}\na &= b\n\n&= c\n\\end{align*}",
+        "```python\nStep 1: x\n\nStep 2: y\n1. z\n2. z\n```",
+    ],
+)
+@pytest.mark.parametrize("how", ["auto", "blank-lines", "lines"])
+def test_formulas_and_code_stay_whole(whole: str, how: str) -> None:
+    assert split_steps(f"so\n\n{whole}\n\nthen", how) == ("so", whole, "then")
+    assert split_steps(whole, how) == (whole,)
+
+
+def test_an_opening_without_its_end_protects_nothing() -> None:
+    assert split_steps("a \\[ b\n\nc $$ d\n\n```\n\ne") == ("a \\[ b", "c $$ d", "```", "e")
+
+
+def test_a_line_break_in_a_matrix_is_no_formula() -> None:
+    assert split_steps("a \\\\[2pt]\n\nb \\]", "blank-lines") == ("a \\\\[2pt]", "b \\]")
+
+
+@pytest.mark.parametrize("how", ["auto", *WAYS])
+def test_edge_texts(how: str) -> None:
+    assert split_steps("", how) == ()
+    assert split_steps(" \n\t\n", how) == ()
+    assert split_steps(" one ", how) == ("one",)
+
+
+def test_an_unknown_way_is_named_with_its_nearest() -> None:
+    with pytest.raises(InputError, match=r"unknown way to split steps 'line'; did you mean 'lines'\?"):
+        split_steps("a", "line")
