@@ -256,7 +256,10 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Entry point: what went wrong is one line, and the exit status says whose fault it was."""
-    logging.basicConfig(level=logging.WARNING, format="cpmi: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("cpmi: %(message)s"))
+    logging.getLogger("cpmi").addHandler(handler)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the error that ends its retries says it all
     try:
         app()
     except CpmiError as error:
