@@ -144,10 +144,10 @@ def _check(ok: bool, name: str, expected: str) -> None:
 
 
 def _all(values: object, kind: Any) -> bool:
-    """Whether ``values`` is a tuple of ``kind``; a bool does not pass for a number."""
-    wants_bool = isinstance(True, kind)
+    """Whether ``values`` is a tuple of ``kind``; a bool does not pass for a number, though Python says it is one."""
+    takes_bool = kind in (bool, bool | None)
     return isinstance(values, tuple) and all(
-        isinstance(value, kind) and (wants_bool is True or not isinstance(value, bool)) for value in values
+        isinstance(value, kind) and (takes_bool or not isinstance(value, bool)) for value in values
     )
 
 

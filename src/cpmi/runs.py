@@ -228,17 +228,20 @@ class Part:
 
         A last line without its end was torn by a kill and is not kept.
         """
+        if not self.path.exists():
+            return None
         kept, all_good = [], True
-        for number, line in enumerate(self.path.open("rb") if self.path.exists() else (), start=1):
-            record = self._record(line, number) if line.endswith(b"\n") else None
-            if record is None or (record.error is not None and not keep_errors):
-                all_good = False
-                continue
-            if record.trajectory_id in self.ids:
-                raise InputError(f"{self.path}:{number}: the id {record.trajectory_id!r} is there twice")
-            kept.append(line)
-            self.ids.add(record.trajectory_id)
-            self.errors += record.error is not None
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                record = self._record(line, number) if line.endswith(b"\n") else None
+                if record is None or (record.error is not None and not keep_errors):
+                    all_good = False
+                    continue
+                if record.trajectory_id in self.ids:
+                    raise InputError(f"{self.path}:{number}: the id {record.trajectory_id!r} is there twice")
+                kept.append(line)
+                self.ids.add(record.trajectory_id)
+                self.errors += record.error is not None
         return None if all_good else kept
 
     def _record(self, line: bytes, number: int) -> StepRewards:

@@ -1,0 +1,5 @@
+"""``python -m cpmi``."""
+
+from cpmi.cli import main
+
+main()
