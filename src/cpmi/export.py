@@ -58,6 +58,8 @@ def labeled_trajectories(run: Path, path: Path | None = None) -> dict[str, Traje
     Raises:
         InputError: the file is gone.
     """
+    if not run.exists():
+        raise InputError(f"{run}: no such file or run")
     if path is None:
         if not run.is_dir():
             raise InputError(f"{run} is a file, so its trajectories must be named: --trajectories FILE")

@@ -1,0 +1,193 @@
+"""How fast CPMI labels, side by side with scoring every sequence by itself; prints one table.
+
+    python benchmarks/label_speed.py --model hf:PATH --trajectories FILE
+
+Plain scoring is what the paper's official code does: every (context, answer, template) is its own sequence, batches of
+12 padded on the right, logits of every position over the whole vocabulary in float32. It takes hours here, so only a
+random share of its batches is run (``--plain-share``) and its time scaled up by padded tokens; the table says so.
+
+Each figure is the median of ``--rounds`` rounds; within a round everything runs in turn, so that a noisy machine is
+noisy for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from cpmi import CPMI, CPMISettings, ModelSettings, StepRewards, Trajectory, __version__, open_model, read_trajectories
+from cpmi.grader import Grader
+from cpmi.models.hf import HFModel
+from cpmi.prompts import CUES, INSTRUCTIONS, STEP_SEPARATOR, ContextKind, Template, step_contexts
+
+BATCH = 12  # sequences, as in the official code
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What plain scoring has to run: the token sequences of a set of trajectories, in batches."""
+
+    batches: list[list[list[int]]]
+
+    @property
+    def padded_tokens(self) -> int:
+        return sum(len(batch) * max(map(len, batch)) for batch in self.batches)
+
+
+def plain_sequences(
+    model: HFModel, trajectories: Sequence[Trajectory], records: Sequence[StepRewards], kind: ContextKind,
+    templates: Sequence[Template],
+) -> Sequences:  # fmt: skip
+    """Every (template, context, answer) of every trajectory as one sequence, the answers those our labels used."""
+    batches = []
+    for trajectory, record in zip(trajectories, records, strict=True):
+        pairs = step_contexts(kind, len(trajectory.steps))
+        contexts = list(dict.fromkeys(context for pair in pairs for context in pair))
+        texts = [
+            template.opening(trajectory.question)
+            + "".join(trajectory.steps[t] + STEP_SEPARATOR for t in context)
+            + "".join(template.target(str(answer)))
+            for template in templates
+            for context in contexts
+            for answer in answers_of(record)
+        ]
+        sequences = [list(model.encode(text, first=True)) for text in texts]
+        batches += [sequences[i : i + BATCH] for i in range(0, len(sequences), BATCH)]
+    return Sequences(batches)
+
+
+def answers_of(record: StepRewards) -> list[Any]:
+    answers = record.details["answers"]
+    assert isinstance(answers, list)  # noqa: S101 - for the type checker
+    return answers
+
+
+@torch.inference_mode()
+def plain_seconds(model: Any, sequences: Sequences, share: float, rng: random.Random) -> float:
+    """Seconds that plain scoring takes, from a random share of its batches."""
+    some = [batch for batch in sequences.batches if rng.random() < share] or sequences.batches[:1]
+    start = time.perf_counter()
+    for batch in some:
+        longest = max(map(len, batch))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch])
+        logprobs = model(ids, attention_mask=mask, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        logprobs.gather(-1, ids[:, 1:, None])
+    return (time.perf_counter() - start) * sequences.padded_tokens / Sequences(some).padded_tokens
+
+
+@torch.inference_mode()
+def forward_seconds(model: Any, lengths: Sequence[int], *, head: bool) -> float:
+    """Seconds of plain causal forwards of single sequences of these lengths; with all logits, or the backbone alone."""
+    start = time.perf_counter()
+    for length in lengths:
+        ids = torch.arange(length)[None] % 5000
+        (model if head else model.base_model)(ids, use_cache=False)
+    return time.perf_counter() - start
+
+
+def timed(do: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = do()
+    return time.perf_counter() - start, result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--trajectories", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--plain-share", type=float, default=0.03)
+    options = parser.parse_args()
+
+    model = open_model(ModelSettings(options.model, options.dtype))
+    assert isinstance(model, HFModel)  # noqa: S101 - for the type checker
+    network = model._model  # noqa: SLF001 - the same weights for both sides
+    trajectories = list(islice(read_trajectories(options.trajectories), options.count))
+    rng = random.Random(0)
+    base = CPMISettings()
+    ways: dict[str, CPMISettings] = {
+        f"{kind}, {name}": replace(base, context=kind, templates=templates)
+        for kind in ("marginal", "cumulative")
+        for name, templates in (("1 template", CUES[:1]), ("4 instructions", INSTRUCTIONS), ("4 cues", CUES))
+    }
+    seconds: dict[str, list[float]] = {}
+    tokens: dict[str, int] = {}
+
+    def note(name: str, value: float) -> None:
+        seconds.setdefault(name, []).append(value)
+
+    with Grader() as grader:
+        for round_number in range(options.rounds + 1):  # the first only warms up
+            measured = {}
+            for name, settings in ways.items():
+                measured[name] = timed(partial(CPMI(model, settings, grader=grader).rewards, trajectories))
+            if round_number == 0:
+                continue
+            for name, (taken, records) in measured.items():
+                note(name, taken)
+                tokens[name] = sum(record.cost.tokens_scored for record in records)
+            # As many tokens as our trees had, in sequences of the same size.
+            per_tree = tokens["marginal, 4 instructions"] // (4 * len(trajectories))
+            for head in (False, True):
+                name = f"plain forward, {'with all logits' if head else 'backbone alone'}"
+                note(name, forward_seconds(network, [per_tree] * (4 * len(trajectories)), head=head))
+                tokens[name] = per_tree * 4 * len(trajectories)
+            for kind in ("marginal", "cumulative"):
+                records = measured[f"{kind}, 4 instructions"][1]
+                sequences = plain_sequences(model, trajectories, records, kind, INSTRUCTIONS)
+                note(f"plain scoring, {kind}", plain_seconds(network, sequences, options.plain_share, rng))
+                tokens[f"plain scoring, {kind}"] = sequences.padded_tokens
+    print_table(seconds, tokens, len(trajectories), options)
+
+
+def print_table(
+    seconds: dict[str, list[float]], tokens: dict[str, int], count: int, options: argparse.Namespace
+) -> None:
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print(f"\n{options.model}, {options.dtype}, M=4, {count} trajectories of {options.trajectories.name}; medians of")
+    print(f"{options.rounds} rounds; plain scoring from {options.plain_share:.0%} of its batches; {machine()}\n")
+    print("| | s / trajectory | spread | tokens / trajectory | tokens/s | times faster than plain scoring |")
+    print("|---|---|---|---|---|---|")
+    for name, median in medians.items():
+        kind = name.split(",")[0]
+        faster = medians.get(f"plain scoring, {kind}", 0.0) / median
+        spread = f"{min(seconds[name]) / count:.2f} - {max(seconds[name]) / count:.2f}"
+        rate = tokens[name] / median
+        cells = [name, f"{median / count:.2f}", spread, f"{tokens[name] / count:,.0f}", f"{rate:,.0f}"]
+        print("| " + " | ".join([*cells, f"{faster:.0f}" if faster else ""]) + " |")
+    for kind in ("marginal", "cumulative"):
+        ratio = medians[f"{kind}, 4 cues"] / medians[f"{kind}, 1 template"]
+        print(f"\n{kind}: 4 cues take {ratio:.2f} times the time of 1 template", end="")
+    name = "marginal, 4 instructions"
+    for which in ("backbone alone", "with all logits"):
+        plain = f"plain forward, {which}"
+        share = (tokens[name] / medians[name]) / (tokens[plain] / medians[plain])
+        print(f"\nlabeling reaches {share:.0%} of the tokens/s of a plain causal forward, {which}", end="")
+    print()
+
+
+def machine() -> str:
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":?")
+    return (
+        f"{torch.get_num_threads()} threads of {cpu.partition(':')[2].strip()}; cpmi {__version__}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}; {datetime.now(UTC):%Y-%m-%d}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""``cpmi label``, ``export`` and ``show`` as a user meets them: what they print, how they end, what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpmi import StepRewards, Trajectory, read_rewards, write_records
+from cpmi.cli import main
+
+GOOD = [
+    Trajectory("What is 2 + 3?", ("2 + 3 = 5", "The answer is 5."), "5", "5", (True, True), id="right"),
+    Trajectory("What is 2 + 3?", ("2 + 3 = 6", "The answer is 6."), "5", "6", (False, None), id="wrong"),
+]
+
+
+@pytest.fixture
+def cpmi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """Run the command in ``tmp_path``; gives its exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    write_records(tmp_path / "t.jsonl", GOOD)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cpmi", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            sys.exit(main())  # type: ignore[func-returns-value]
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+LABEL = ("label", "t.jsonl", "--model", "toy:", "--output", "run")
+
+
+def test_label_export_and_show(cpmi: Any) -> None:
+    code, out, err = cpmi(*LABEL)
+    assert (code, out) == (0, "2 labeled, 0 failed of 2 -> run\n")
+    assert "2/2" in err
+    assert [r.trajectory_id for r in read_rewards("run")] == ["right", "wrong"]
+    code, out, _ = cpmi(*LABEL)
+    assert (code, out) == (0, "0 labeled, 0 failed, 2 already there of 2 -> run\n")
+
+    code, out, _ = cpmi("show", "run")
+    assert code == 0
+    for piece in ("✓", "✗", "2 + 3 = 6", "gold answer: 5, this solution's: 6", "against: 6"):
+        assert piece in out
+    for reward in next(iter(read_rewards("run"))).rewards:
+        assert f"{reward:+.3f}" in out
+
+
+def test_stepwise_rows_keep_the_rewards_as_they_are(cpmi: Any) -> None:
+    cpmi(*LABEL)
+    code, out, _ = cpmi("export", "run", "--to", "stepwise", "--output", "rows.jsonl")
+    assert (code, out) == (0, "2 rows -> rows.jsonl\n")
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    rewards = [list(r.rewards) for r in read_rewards("run")]
+    assert [row["labels"] for row in rows] == rewards
+    assert rows[0]["prompt"] == "What is 2 + 3?"
+    assert rows[0]["completions"] == list(GOOD[0].steps)
+
+
+@pytest.mark.parametrize("to", ["jsonl", "parquet"])
+def test_one_file_holds_what_the_run_held(cpmi: Any, to: str) -> None:
+    cpmi(*LABEL)
+    assert cpmi("export", "run", "--to", to, "--output", f"all.{to}")[0] == 0
+    assert list(read_rewards(f"all.{to}")) == list(read_rewards("run"))
+
+
+def test_json_on_standard_output_is_json_and_nothing_else(cpmi: Any) -> None:
+    _, out, _ = cpmi(*LABEL, "--json")
+    summary = json.loads(out)
+    assert (summary["rewarded"], summary["failed"], summary["total"]) == (2, 0, 2)
+    assert summary["cost"]["tokens_scored"] > 0
+    _, out, _ = cpmi("show", "run", "--json", "--id", "wrong")
+    (shown,) = json.loads(out)
+    assert shown["trajectory"]["id"] == shown["rewards"]["trajectory_id"] == "wrong"
+
+
+def test_settings_reach_the_labels(cpmi: Any) -> None:
+    """Each option gives other rewards than the default; the same options give the same."""
+    seen = {}
+    for name, options in {
+        "default": [],
+        "again": [],
+        "context": ["--context", "leave-one-out"],
+        "negatives": ["--negatives", "1"],
+        "kinds": ["--negative-kinds", "rule"],
+        "templates": ["--templates", "2"],
+        "set": ["--template-set", "cues"],
+        "weight": ["--weight", "0.5"],
+        "contrast": ["--contrast", "hardest"],
+        "normalization": ["--normalization", "sum"],
+        "span": ["--span", "answer"],
+        "top-k": ["--top-k", "3"],
+    }.items():
+        assert cpmi("label", "t.jsonl", "--model", "toy:", "--output", f"run-{name}", *options)[0] == 0
+        seen[name] = tuple(r.rewards for r in read_rewards(f"run-{name}"))
+    assert seen.pop("again") == seen["default"]
+    assert len(set(seen.values())) == len(seen)
+
+
+def test_a_limit_and_shards_make_up_the_whole(cpmi: Any) -> None:
+    assert cpmi(*LABEL, "--limit", "1")[1].startswith("1 labeled")
+    assert cpmi(*LABEL)[1].startswith("1 labeled, 0 failed, 1 already there of 2")
+    for shard in ("0/2", "1/2"):
+        assert cpmi("label", "t.jsonl", "--model", "toy:", "--output", "parts", "--shard", shard)[0] == 0
+    whole = {r.trajectory_id: r.rewards for r in read_rewards("run")}
+    assert {r.trajectory_id: r.rewards for r in read_rewards("parts")} == whole
+
+
+def test_one_bad_trajectory_never_stops_a_run(cpmi: Any) -> None:
+    bad = [
+        Trajectory("No steps?", (), "1", id="no-steps"),
+        Trajectory("An empty step?", ("a", ""), "1", id="empty-step"),
+        Trajectory("No gold?", ("a",), id="no-gold"),
+        Trajectory("A long step?", ("7 " * 25_000,), "1", "2", id="long"),
+    ]
+    write_records(Path("t.jsonl"), [bad[0], GOOD[0], *bad[1:], GOOD[1]])
+    code, out, err = cpmi(*LABEL)
+    assert code == 0
+    assert out.startswith("3 labeled, 3 failed of 6 -> run\n")
+    assert "failed, 1: no steps" in out
+    assert "Traceback" not in err
+    errors = {r.trajectory_id: r.error for r in read_rewards("run")}
+    assert [name for name, error in errors.items() if error is None] == ["right", "long", "wrong"]
+    assert errors["empty-step"] == "step 1 (from 0) is empty"
+
+
+def test_a_run_in_which_all_fail_says_so_in_its_exit_status(cpmi: Any) -> None:
+    write_records(Path("t.jsonl"), [Trajectory("Q", (), "1")])
+    code, _, err = cpmi(*LABEL)
+    assert (code, err.splitlines()[-1]) == (1, "cpmi: error: no trajectory could be labeled")
+
+
+def bad_file(content: bytes) -> None:
+    Path("bad.jsonl").write_bytes(content)
+
+
+GOOD_LINE = b'{"question": "Q", "steps": ["a"], "id": "x"}\n'
+BAD_INPUT = {
+    "missing file": (["label", "none.jsonl"], b"", "none.jsonl: no such file"),
+    "folder": (["label", "."], b"", ".: is a folder, not a file"),
+    "empty file": (["label", "bad.jsonl"], b"", "bad.jsonl: holds no trajectory"),
+    "broken JSON": (["label", "bad.jsonl"], GOOD_LINE + b"{\n", "bad.jsonl:2: broken JSON"),
+    "invalid UTF-8": (["label", "bad.jsonl"], GOOD_LINE + b'"\xff"\n', "bad.jsonl:2: byte 2 is not UTF-8"),
+    "duplicate ids": (["label", "bad.jsonl"], GOOD_LINE * 2, "the id 'x' occurs twice"),
+    "mixed types": (["label", "bad.jsonl"], b'{"question": "Q", "steps": [1]}\n', "bad.jsonl:1: field 'steps' must be"),
+    "unknown field": (["label", "bad.jsonl"], b'{"question": "Q", "steps": [], "x": 1}\n', "unknown field 'x'"),
+    "no such model": (["label", "t.jsonl", "--model", "hf:./none"], b"", "model hf:./none: no such folder"),
+    "no such engine": (["label", "t.jsonl", "--model", "gpt:4"], b"", "model 'gpt:4' is not one that can be opened"),
+    "no such kind": (["label", "t.jsonl", "--negative-kinds", "best"], b"", "unknown kind of negatives 'best'"),
+    "no such templates": (["label", "t.jsonl", "--template-set", "mine"], b"", "neither a built-in set"),
+    "too many templates": (["label", "t.jsonl", "--templates", "9"], b"", "has 4 templates, 9 asked for"),
+    "bad shard": (["label", "t.jsonl", "--shard", "4/4"], b"", "write i/n"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "content", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_gets_one_clear_line(cpmi: Any, arguments: list[str], content: bytes, message: str) -> None:
+    bad_file(content)
+    model = [] if "--model" in arguments else ["--model", "toy:"]
+    code, out, err = cpmi(*arguments, *model, "--output", "run")
+    assert code == 2
+    assert out == ""
+    assert err.startswith("cpmi: error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not Path("run").exists()
+
+
+def test_another_run_s_folder_is_refused_and_left_alone(cpmi: Any) -> None:
+    cpmi(*LABEL)
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    code, _, err = cpmi(*LABEL, "--weight", "2", "--seed", "1")
+    assert code == 2
+    assert "settings.weight: 1.0 there, 2.0 here" in err
+    assert "settings.negatives.seed: 0 there, 1 here" in err
+    write_records(Path("t.jsonl"), GOOD[:1])
+    code, _, err = cpmi(*LABEL)
+    assert code == 2
+    assert "input.sha256" in err
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+
+
+def test_an_output_that_is_no_run_is_refused(cpmi: Any) -> None:
+    Path("notes").mkdir()
+    Path("notes/diary.txt").write_text("Monday")
+    code, _, err = cpmi("label", "t.jsonl", "--model", "toy:", "--output", "notes")
+    assert (code, err) == (2, "cpmi: error: notes is not empty and not a run; choose another --output\n")
+
+
+def test_looking_at_runs_that_are_none(cpmi: Any) -> None:
+    cpmi(*LABEL)
+    Path("empty").mkdir()
+    for arguments, message in (
+        (["show", "none"], "none: no such file or run"),
+        (["show", "empty"], "not a run directory"),
+        (["show", "run", "--id", "nobody"], "run: has no nobody"),
+        (["export", "run", "--to", "parquet", "--output", "x.jsonl"], "--to parquet writes .parquet"),
+        (["export", "run", "--to", "stepwise", "--output", "x.csv"], "name the output so"),
+    ):
+        code, _, err = cpmi(*arguments)
+        assert (code, message in err, len(err.splitlines())) == (2, True, 1), err
+
+
+def test_trajectories_that_moved_or_changed(cpmi: Any) -> None:
+    cpmi(*LABEL)
+    Path("t.jsonl").rename("moved.jsonl")
+    code, _, err = cpmi("show", "run")
+    assert code == 2
+    assert "name them with --trajectories FILE" in err
+    assert cpmi("show", "run", "--trajectories", "moved.jsonl")[0] == 0
+    write_records(Path("other.jsonl"), [GOOD[0]])
+    code, _, err = cpmi("export", "run", "--to", "stepwise", "--output", "x.jsonl", "--trajectories", "other.jsonl")
+    assert (code, "no trajectory has the id 'wrong'" in err) == (2, True)
+    assert not Path("x.jsonl").exists()
+    changed = Trajectory(GOOD[1].question, GOOD[1].steps[:1], id="wrong")
+    write_records(Path("other.jsonl"), [GOOD[0], changed])
+    code, _, err = cpmi("show", "run", "--trajectories", "other.jsonl")
+    assert (code, "'wrong': 2 rewards for 1 steps" in err) == (2, True)
+
+
+def test_failures_are_shown_with_their_reason(cpmi: Any) -> None:
+    write_records(Path("r.jsonl"), [StepRewards("right", (), "cpmi", error="too long: 9 tokens")])
+    _, out, _ = cpmi("show", "r.jsonl", "--trajectories", "t.jsonl")
+    assert "not labeled: too long: 9 tokens" in out
