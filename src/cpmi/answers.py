@@ -1,4 +1,4 @@
-r"""Answers as text: find the answer in a solution, bring answers to one form, read them as numbers.
+r"""Answers in text: find the answer in a solution, and the numbers in a text.
 
 Whether two answers are *the same* is the business of ``cpmi.grader``. Nothing here imports a computer algebra
 system, so importing this module costs nothing.
@@ -6,208 +6,29 @@ system, so importing this module costs nothing.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Iterator
-from fractions import Fraction
-from typing import NamedTuple
 
+from cpmi.answer_forms import Number, box_content, normalize_answer, parse_number
 from cpmi.records import Trajectory
 
-# --- one form for the same answer -----------------------------------------------------------------------------------
-
-_UNICODE = str.maketrans(
-    {"−": "-", "–": "-", "‐": "-", "‑": "-", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot "}
-    | {"π": r"\pi ", "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "±": r"\pm ", "∪": r"\cup "}
-    | {"≈": r"\approx ", "°": " ", "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "’": "'"}
-    | {
-        "¾": r"\frac{3}{4}",
-        "％": "%",
-        "，": ",",
-        "（": "(",
-        "）": ")",
-        "€": "",
-        "£": "",
-        "¥": "",
-        "₹": "",
-        "√": r"\sqrt ",
-    }
-)
-
-_MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-_NOT_UNITS = {*_MULTIPLIERS, "dozen", "and", "or", "to", "from", "more", "less", "times", "plus", "minus", "over"}
-_NOT_UNITS |= {
-    "if",
-    "for",
-    "with",
-    "where",
-    "base",
-    "mod",
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "log",
-    "ln",
-    "exp",
-}
-_NOT_UNITS |= {"am", "pm", "pi", "sqrt", "inf", "percent", "choose"}
-# Two letters after a number may be a product of two variables; these are not.
-_SHORT_UNITS = {
-    "cm",
-    "mm",
-    "km",
-    "kg",
-    "mg",
-    "ml",
-    "ft",
-    "in",
-    "yd",
-    "mi",
-    "lb",
-    "oz",
-    "hr",
-    "kb",
-    "gb",
-    "mb",
-    "th",
-    "st",
-}
-_SHORT_UNITS |= {"nd", "rd", "mph", "kph", "lbs", "hrs", "min", "sec"}
-
-_TEXT_COMMAND = r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathit|mathsf|mbox|hbox|rm|bf)"
-_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        # How it is laid out.
-        (r"(?<=\d)(?:,\\!\s*|\{,\}|\\[,;:]\s*|\\ )(?=\d{3}(?!\d))", ""),
-        (r"(?<=[\w)])\*\*(?=[\w(-])", "^"),
-        (r"\\_", "_"),
-        (r"\\?\$|(?<!\\)\\[()\[\]]|[`\"]|\*\*|^[\s*_]+|[\s*_]+$", ""),
-        (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])\s*", ""),
-        (r"(?<!\\)\\[,;:!]|(?<!\\)\\ |\\q?quad(?![A-Za-z])|~", " "),
-        (r"\s+", " "),
-        # Percent, degrees, units in a text command at the end.
-        (rf"\s*(?:{_TEXT_COMMAND}\s*\{{\s*)?(?:\\?%|\bper ?cent(?:age)?\b)(?:\s*\}}(?=\s*$))?", "%"),
-        (r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degrees?(?![A-Za-z])", ""),
-        (
-            r"(?<=[0-9A-Za-z})%\]])\s*" + _TEXT_COMMAND + r"\s*\{\s*(?!(?:million|billion|thousand|hundred|dozen)\b)"
-            r"(?:[mgshLJNWVKCF]|[A-Za-z][^{}]*[A-Za-z.][^{}]*)\s*\}(?:\s*\^\s*(?:\{[0-9]\}|[0-9]))?$",
-            "",
-        ),
-        (_TEXT_COMMAND + r"\s*\{([^{}]*)\}", r"\1"),
-        # Fractions, roots and constants in one spelling.
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*([0-9A-Za-z])\s*(?=\{)", r"\\frac{\1}"),
-        (r"\\frac\s*(\{[^{}]*\})\s*([0-9A-Za-z])", r"\\frac\1{\2}"),
-        (r"(?<![\\A-Za-z])sqrt(?![A-Za-z])", r"\\sqrt"),
-        (r"\\sqrt\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1}"),
-        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi"),
-        (r"(?<![\\A-Za-z])inf(?:inity|ty)?(?![A-Za-z])", r"\\infty"),
-        # Words around it.
-        (r"^(?:[=:]|\\approx(?![A-Za-z])|(?i:approximately|approx\.|about|exactly|roughly|option|choice)\b\s?)\s*", ""),
-        (r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*", ""),
-        (r"(?<=[0-9})\]])\s*,?\s+(?:and|or)\s+(?=[0-9\\(\[A-Za-z-])", ","),
-        (r"[\s.,;:]+$|^\s+|\\+\s*$", ""),
-        # Spaces that separate nothing ("100, 200" would turn into a thousand), signs and zeros that say nothing.
-        (
-            r"(?<![A-Za-z0-9])(?<![0-9],)\s+|(?<=[0-9],)\s+(?![0-9]{3}(?![0-9]))|\s+(?![A-Za-z0-9])|(?<=[0-9])\s+(?=[A-Za-z])|(?<=[A-Za-z])\s+(?=[0-9])",
-            "",
-        ),
-        (r"^\+(?=[0-9.\\])", ""),
-        (r"(?<![0-9A-Za-z.])\.(?=[0-9])", "0."),
-        (r"(?<![0-9.])([0-9]+)\.0+(?![0-9.])", r"\1"),
-        (r"(?<![0-9.])([0-9]+\.[0-9]*[1-9])0+(?![0-9.])", r"\1"),
-        (r"^\(([^(),]*)\)$", r"\1"),
-    )
-)
-_SPACED_UNIT = re.compile(r"(.*[0-9}%]|.*\\pi)( ?)-?((?:[A-Za-z]{2,}[.']?(?:\^\{?[0-9]\}?)?[ /-]{0,3})+)")
-_THOUSANDS = re.compile(r"([^,\[\](){}0-9]*)([1-9][0-9]{0,2}(?:,[0-9]{3})+)((?:\.[0-9]+)?(?![0-9])[^,\[\](){}]*)")
-
-
-@functools.lru_cache(maxsize=65536)
-def normalize_answer(text: str) -> str:
-    r"""The canonical text of an answer; normalizing again changes nothing.
-
-    Gone are layout (``$``, ``\left``, ``\,``, ``\text{}``, markdown), units and currency after or before a number,
-    degree signs, thousands separators, trailing periods and zeros; ``\dfrac12`` is ``\frac{1}{2}``, ``\$1,000.00`` is
-    ``1000``, ``20\%`` is ``20%``, ``(A)`` is ``A``. Case is kept: letters may be variables.
-    """
-    while (simpler := _simplify(text)) != text:
-        text = simpler
-    return text
-
-
-def _simplify(text: str) -> str:
-    text = text.translate(_UNICODE).strip()
-    if (boxed := _box_content(text)) is not None and boxed[1] == len(text) and _BOX.match(text):
-        text = boxed[0]
-    for pattern, replacement in _RULES[:-6]:
-        text = pattern.sub(replacement, text)
-    text = _strip_unit(text)
-    for pattern, replacement in _RULES[-6:]:
-        text = pattern.sub(replacement, text)
-    if match := _THOUSANDS.fullmatch(text):
-        text = match[1] + match[2].replace(",", "") + match[3]
-    return text
-
-
-def _strip_unit(text: str) -> str:
-    """``5 apples`` -> ``5``, ``20 cm^2`` -> ``20``; not ``2ab``, ``3 million`` or ``1 or more``."""
-    match = _SPACED_UNIT.fullmatch(text)
-    if match is None:
-        return text
-    words = re.findall(r"[A-Za-z]+", match[3].lower())
-    unit = all(
-        len(w) == 1 or w in _SHORT_UNITS or (match[2] and len(w) > 2) for w in words
-    ) and not _NOT_UNITS.intersection(words)
-    return match[1] if unit else text
-
-
-class Number(NamedTuple):
-    """A plain number: its exact value as written, whether a percent sign follows, and its decimals (None: a fraction)."""
-
-    value: Fraction
-    percent: bool
-    decimals: int | None
-
-
-_NUMBER = re.compile(
-    r"(?P<sign>-?)(?:(?P<whole>[0-9]*)\\frac\{(?P<top>-?[0-9]+)\}\{(?P<bottom>-?[0-9]+)\}"
-    r"|(?:(?P<whole2>[0-9]+) )?(?P<top2>[0-9]+)/(?P<bottom2>[0-9]+)"
-    r"|(?P<decimal>[0-9]+(?:\.[0-9]+)?)(?:(?:[eE]|\\(?:times|cdot)10\^)\{?(?P<exponent>[-+]?[0-9]{1,3})\}?)?"
-    r"(?P<multiplier>hundred|thousand|million|billion)?)(?P<percent>%?)"
-)
-
-
-@functools.lru_cache(maxsize=65536)
-def parse_number(text: str) -> Number | None:
-    r"""The value of an answer that is a plain number (``1,000``, ``-\frac12``, ``2 1/2``, ``$5``, ``20%``, ``1e3``)."""
-    normal = normalize_answer(text)
-    match = _NUMBER.fullmatch(normal) if len(normal) <= 400 else None
-    if match is None:
-        return None
-    decimals: int | None = None
-    if decimal := match["decimal"]:
-        value = Fraction(decimal) * Fraction(10) ** int(match["exponent"] or 0)
-        value *= _MULTIPLIERS.get(match["multiplier"], 1)
-        decimals = len(decimal.partition(".")[2])
-    else:
-        bottom = int(match["bottom"] or match["bottom2"])
-        if bottom == 0:
-            return None
-        value = Fraction(int(match["top"] or match["top2"]), bottom) + int(match["whole"] or match["whole2"] or 0)
-    return Number(-value if match["sign"] else value, bool(match["percent"]), decimals)
-
+__all__ = [
+    "WORD_FAMILIES",
+    "Number",
+    "extract_answer",
+    "final_answer_of",
+    "formulas_in",
+    "last_number",
+    "normalize_answer",
+    "numbers_in",
+    "parse_number",
+    "results_in",
+    "word_family",
+]
 
 # --- the answer in a solution ---------------------------------------------------------------------------------------
 
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _HASHES = re.compile(r"####[ \t]*(\S[^\n]*?)\s*\Z")
 _JSON_ANSWER = re.compile(r"\"(?:final_)?answer\"\s*:\s*(\"(?:[^\"\\]|\\.)*\"|[^\s,}\]]+)", re.IGNORECASE)
 _CUE = re.compile(
@@ -226,7 +47,7 @@ def extract_answer(text: str) -> str | None:
     a JSON field ``"answer"``; ``the (final) answer is x``, ``Answer: x``, ``[Final solution] x``. No guess is made from
     the last number; see ``final_answer_of``.
     """
-    if (boxed := _box_content(text)) is not None:
+    if (boxed := box_content(text)) is not None:
         return boxed[0].strip()
     if match := _HASHES.search(text):
         return match[1].strip()
@@ -238,29 +59,12 @@ def extract_answer(text: str) -> str | None:
     return None
 
 
-def _box_content(text: str) -> tuple[str, int] | None:
-    """Content of the last whole box that is not empty, and where the box ends."""
-    for match in reversed(list(_BOX.finditer(text))):
-        end = _closing_brace(text, match.end())
-        if end is not None and text[match.end() : end].strip():
-            return text[match.end() : end], end + 1
-    return None
-
-
-def _closing_brace(text: str, start: int) -> int | None:
-    depth = 1
-    for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
-        if depth == 0:
-            return match.start()
-    return None
-
-
 def _json_text(value: str) -> str:
     try:
-        return str(json.loads(value)).strip()
+        decoded = str(json.loads(value))
     except ValueError:  # an unescaped LaTeX backslash, or a bare word
-        return value.strip('"').strip()
+        decoded = ""
+    return (decoded if decoded.isprintable() and decoded else value.strip('"')).strip()  # "\f" of \frac is a form feed
 
 
 def _statement(rest: str) -> str | None:
@@ -331,6 +135,7 @@ _TOKEN = re.compile(
     r"(?P<percent>\s?\\?%)?"
     r"(?![0-9]|[.,][0-9]{3}|\.[0-9]|\s*\^|_|\\(?:sqrt|pi|frac)|[A-Za-z](?![A-Za-z])|(?:st|nd|rd|th)\b)"
 )
+_RESULT_TUPLE = re.compile(r"(?:\\left)?[(\[][^()\[\]=\n]{1,40},[^()\[\]=\n]{1,40}[)\]]")
 _RESULT_END = re.compile(r"=|\n|\\[)\]]|\\\\|\$(?![0-9])|[,.;](?![0-9])|\s(?=(?:and|or|so|which|where|for|is)\s)")
 
 
@@ -367,9 +172,10 @@ def formulas_in(text: str) -> list[str]:
 
 def _after_equals(text: str) -> Iterator[str]:
     for part in re.compile(r"(?<![<>!=])=(?!=)\s*").finditer(text):
+        bracketed = _RESULT_TUPLE.match(text, part.end())
         end = _RESULT_END.search(text, part.end())
-        segment = text[part.end() : end.start() if end else len(text)]
-        boxed = _box_content(segment)
+        segment = bracketed[0] if bracketed else text[part.end() : end.start() if end else len(text)]
+        boxed = box_content(segment)
         if len(segment) <= 120 and (normal := normalize_answer(boxed[0] if boxed else segment)):
             yield normal
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -12,6 +14,14 @@ class CpmiError(Exception):
 
 class InputError(CpmiError):
     """The user's mistake: a file, an option or a record that cannot be used (exit status 2)."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is none of the known ones, with the nearest of them first."""
+    known = tuple(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"unknown {what} {name!r}; {guess}(known: {', '.join(known)})")
 
 
 def require(module: str, extra: str) -> ModuleType:

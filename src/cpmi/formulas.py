@@ -14,13 +14,16 @@ import re
 MAX_LENGTH = 200
 _TOKEN = re.compile(r"\s*(\\[A-Za-z]+|[0-9]+(?:\.[0-9]+)?|[A-Za-z]|[-+*/^(){}])\s*")
 _SEPARATOR = re.compile(r"(\\begin\{\w+\}|\\end\{\w+\}|\\\\|\\\{|\\\}|[&,]|^[(\[]|[)\]]$)")
+_MAYBE_UNIT = re.compile(r"[0-9)}\]][A-Za-z]{1,3}(?:\^\{?[0-9]\}?)?$")
 _EQUATION = re.compile(r"([A-Za-z](?:\([A-Za-z]\))?)=([^=]+)")
 
 
 def clearly_different(a: str, b: str) -> bool:
     """Whether two normalized answers are formulas, or lists of them, with different values; False means nothing."""
-    if max(len(a), len(b)) > MAX_LENGTH or _letters(a) != _letters(b):
+    if max(len(a), len(b)) > MAX_LENGTH:
         return False
+    if _letters(a) != _letters(b) and (_MAYBE_UNIT.search(a) or _MAYBE_UNIT.search(b)):
+        return False  # 10m may be 10
     first, second = _EQUATION.fullmatch(a), _EQUATION.fullmatch(b)
     if first and second and first[1] == second[1]:
         return _apart(first[2], second[2])
@@ -95,12 +98,12 @@ class _Reader:
 
     def _product(self) -> complex:
         value, divided = self._power(), False
-        while (token := self._next()) and token not in ("+", "-", ")", "}"):
-            if token == "/":
+        while (symbol := self._next()) and symbol not in ("+", "-", ")", "}"):
+            if symbol == "/":
                 self.tokens.pop()
                 value, divided = value / self._power(), True
                 continue
-            if token in ("*", r"\cdot", r"\times"):
+            if symbol in ("*", r"\cdot", r"\times"):
                 self.tokens.pop()
             elif divided:
                 raise ValueError("1/2x")  # is read in two ways
@@ -116,19 +119,19 @@ class _Reader:
         return value**exponent
 
     def _atom(self) -> complex:
-        token = self._next()
-        if token:
+        symbol = self._next()
+        if symbol:
             self.tokens.pop()
-        if token in ("(", "{"):
+        if symbol in ("(", "{"):
             value = self.sum()
-            self._expect(")" if token == "(" else "}")
+            self._expect(")" if symbol == "(" else "}")
             return value
-        if token == r"\frac":
+        if symbol == r"\frac":
             return self._braced() / self._braced()
-        if token == r"\sqrt":
+        if symbol == r"\sqrt":
             root: complex = self._braced() ** 0.5
             return root
-        return _constant(token)
+        return _constant(symbol)
 
     def _braced(self) -> complex:
         self._expect("{")

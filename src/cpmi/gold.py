@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cpmi.answer_forms import box_content
+from cpmi.errors import InputError
 from cpmi.records import Trajectory
 from cpmi.sources import Row, answer_text, at_place, read_any
 
@@ -121,7 +123,7 @@ def load_gold(path: Path, question_field: str | None = None, answer_field: str |
     * else the text or the number as it is.
 
     Raises:
-        InputError: a row without the field, or with one of another type, with its place.
+        InputError: a row without the field, or with one of another type, with its place; no answer in any row.
     """
     gold = GoldAnswers()
     for place, value in read_any(Path(path)):
@@ -133,6 +135,10 @@ def load_gold(path: Path, question_field: str | None = None, answer_field: str |
             gold.without_answer += 1
         else:
             gold.add(question, answer)
+    if not gold.keys["exact"]:
+        raise InputError(
+            f"{path}: no gold answer in {gold.without_answer} rows; name its field with --gold-answer-field"
+        )
     return gold
 
 
@@ -172,16 +178,15 @@ def clean_answer(value: Any, name: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{}``, ``\fbox{}`` or ``\boxed 2``, its braces balanced; None: nothing there."""
-    boxes = list(re.finditer(r"\\(?:boxed|fbox)(?:\s*\{|\s+(?P<bare>[^\s$]+))", text))
-    if not boxes or boxes[-1]["bare"]:
-        return boxes[-1]["bare"] if boxes else None
-    start, depth = boxes[-1].end(), 1
-    for brace in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth == 0:
-            return text[start : start + brace.start()].strip() or None
-    return None
+    r"""The content of the last ``\boxed{}``, ``\fbox{}`` or ``\boxed 2``; None if there is nothing, or no end of it.
+
+    An earlier box is never taken in its place (as ``answers.extract_answer`` does): it may hold something else.
+    """
+    last = text[max(text.rfind(r"\boxed"), text.rfind(r"\fbox"), 0) :]
+    if boxed := box_content(last):
+        return boxed[0].strip()
+    bare = re.match(r"\\(?:boxed|fbox)\s+(?P<content>[^\s${]+)", last)
+    return bare["content"] if bare else None
 
 
 def join_gold(

@@ -32,7 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cpmi.answers import Number, normalize_answer, parse_number
+from cpmi.answer_forms import Number, normalize_answer, parse_number
 from cpmi.errors import CpmiError
 from cpmi.formulas import clearly_different
 

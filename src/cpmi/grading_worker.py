@@ -33,7 +33,7 @@ _WARM_UP = (
     (r"\binom{5}{2}", "5!"),
     ("x=1,x=2", r"x<1"),
 )
-_CODES = {10: "same", 11: "different"}  # exit codes of the fork; anything else, a signal included: undecided
+_SAME, _DIFFERENT = 10, 11  # exit codes of the fork; anything else, a signal included, means undecided
 
 
 def load_judge() -> Judge:
@@ -59,29 +59,26 @@ def load_judge() -> Judge:
     return same
 
 
-def judge_inside(judge: Judge, a: str, b: str) -> str:
-    """The verdict, computed in this process."""
-    try:
-        return "same" if judge(a, b) else "different"
-    except (MemoryError, RecursionError):
-        return "undecided"
-    except Exception:  # noqa: BLE001 - whatever a computer algebra system throws at odd input: it cannot equate the two
-        return "different"
-
-
 def judge_in_fork(judge: Judge, a: str, b: str, seconds: float) -> str:
-    """The verdict, computed in a fork that may use ``seconds`` of CPU time and ``MEMORY_BYTES`` of address space."""
+    """The verdict, computed in a fork that may use ``seconds`` of CPU time and ``MEMORY_BYTES`` of address space.
+
+    A fork that runs out of either, or fails at all, is undecided.
+    """
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             _limit(seconds)
-            verdict = judge_inside(judge, a, b)
-            code = next((number for number, name in _CODES.items() if name == verdict), 1)
+            code = _SAME if judge(a, b) else _DIFFERENT
         finally:
             os._exit(code)
     _, status = os.waitpid(pid, 0)
-    return _CODES.get(os.waitstatus_to_exitcode(status), "undecided")
+    return {_SAME: "same", _DIFFERENT: "different"}.get(os.waitstatus_to_exitcode(status), "undecided")
+
+
+def judge_here(judge: Judge, a: str, b: str) -> str:
+    """The verdict where there is no ``fork``: a failure ends this process, and that is undecided too."""
+    return "same" if judge(a, b) else "different"
 
 
 def _limit(seconds: float) -> None:
@@ -106,7 +103,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         a, b = request["a"], request["b"]
-        verdict = judge_in_fork(judge, a, b, request["seconds"]) if can_fork else judge_inside(judge, a, b)
+        verdict = judge_in_fork(judge, a, b, request["seconds"]) if can_fork else judge_here(judge, a, b)
         print(json.dumps({"verdict": verdict}), flush=True)  # noqa: T201
 
 

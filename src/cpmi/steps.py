@@ -6,12 +6,11 @@ falls inside a code fence or a display formula, so neither is torn apart.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from cpmi.errors import InputError
+from cpmi.errors import unknown_name
 
 # What must stay whole: fenced code, \[ ... \], $$ ... $$, and any LaTeX environment. An opening without its closing
 # matches nothing, so a slip in the text cannot glue the rest of it together.
@@ -59,14 +58,6 @@ def split_steps(text: str, how: str = "auto") -> tuple[str, ...]:
     if how not in WAYS:
         raise unknown_name("way to split steps", how, ("auto", *WAYS))
     return _pieces(text, WAYS[how](text))
-
-
-def unknown_name(what: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is none of the known ones, with the nearest of them first."""
-    known = tuple(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {what} {name!r}; {guess}(known: {', '.join(known)})")
 
 
 def _pieces(text: str, cuts: Iterable[int]) -> tuple[str, ...]:

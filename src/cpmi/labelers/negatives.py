@@ -247,12 +247,16 @@ class _Search:
             yield from self._siblings.others(self.trajectory)
 
     def _intermediate(self) -> Iterator[str]:
-        """Numbers for a number; formulas for a formula; nothing for a word or a letter."""
+        """Numbers for a number; formulas of its shape for a formula; nothing for a word or a letter."""
         numeric = parse_number(self.gold) is not None
-        if not numeric and not re.search(r"[0-9\\]", normalize_answer(self.gold)):
+        gold = normalize_answer(self.gold)
+        if not numeric and not re.search(r"[0-9\\]", gold):
             return
         for step in reversed(self.trajectory.steps):
-            yield from reversed(results_in(step) if numeric else formulas_in(step))
+            if numeric:
+                yield from reversed(results_in(step))
+            else:
+                yield from (text for text in reversed(formulas_in(step)) if _same_shape(text, gold))
 
     def _rule(self) -> Iterator[str]:
         """In an order of the trajectory's own: hashes are the same everywhere, and shuffle fairly."""
@@ -269,6 +273,18 @@ class _Search:
         yield from filter(None, map(clean, (completion.text for completion in drawn.completions)))
 
 
+_NAME = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
+_ARITHMETIC = frozenset((r"\frac", r"\sqrt", r"\pi"))
+
+
+def _same_shape(formula: str, gold: str) -> bool:
+    """Whether a formula on the way could pass for the result: a list for a list, its variables, not much longer."""
+    lists = [bool(re.search(r"^[(\[].*[)\]]$|,|\\begin|\\cup|\\\{", text)) for text in (formula, gold)]
+    known = {*_NAME.findall(gold), *_ARITHMETIC}
+    familiar = known.issuperset(_NAME.findall(formula)) and "*" not in formula
+    return lists[0] == lists[1] and familiar and "=" not in gold and len(formula) <= 2 * len(gold) + 6
+
+
 def sampling_prompt(trajectory: Trajectory, seed: int = 0) -> Prompt:
     """The prompt that asks the labeling model for wrong answers."""
     text = _PROMPT.format(question=trajectory.question.strip(), gold=(trajectory.gold_answer or "").strip())
@@ -281,4 +297,4 @@ def clean_sample(text: str, *, numeric: bool) -> str:
     line = (extract_answer(line) or line).strip(" \t\"'`*")
     if numeric:
         return next(iter(numbers_in(line)), "")
-    return re.split(r"(?<=[^A-Za-z])\.\s|\s\(|\s[-–]\s", line)[0].strip().removesuffix(".")
+    return re.split(r"\s\(|\.\s", line)[0].strip(" \t\"'`*.")

@@ -83,7 +83,7 @@ def perturb(gold: str, question: str = "") -> list[str]:
 
 
 def _numbers(form: NumberFormat) -> Iterator[str]:
-    """The perturbations of the paper's code (x-10, x-2, x+2, x+10, 0.9x, 1.1x, floor, ceil) and a few for small numbers.
+    """The perturbations of the paper's code (x-10, x-2, x+2, x+10, 0.9x, 1.1x, floor, ceil), more for small numbers.
 
     Round numbers and small decimals move in steps of their own size, and no count turns negative.
     """
@@ -181,7 +181,7 @@ _FRACTION = re.compile(
     re.DOTALL,
 )
 _INTEGER = re.compile(r"(?<![0-9.])[0-9]+(?![0-9.])")
-_DECIMAL = re.compile(r"[0-9]*\.[0-9]+")
+_DECIMAL = re.compile(r"[0-9]*\.[0-9]++(?!_)")  # not in a base
 _OPERATOR = re.compile(r"(?<=[0-9A-Za-z)}])(\s*)([-+])(?=\s*[0-9A-Za-z\\(])")
 
 
