@@ -83,6 +83,9 @@ def test_json_on_standard_output_is_json_and_nothing_else(cpmi: Any) -> None:
 
 def test_settings_reach_the_labels(cpmi: Any) -> None:
     """Each option gives other rewards than the default; the same options give the same."""
+    sums = ("60 + 61 = 121, and 121 - 1 = 120", "So 2 times 60 is 120.")
+    right = Trajectory("What is 60 + 60?", sums, "120", "120", id="r")
+    write_records(Path("t.jsonl"), [right, Trajectory("What is 60 + 60?", sums, "120", "121", id="w")])
     seen = {}
     for name, options in {
         "default": [],

@@ -17,7 +17,7 @@ from cpmi.protocols import Truncation
 
 # One template of five bytes before the steps ("q\n" would do; no byte of it is a digit or "="), target "=" + answer.
 TEMPLATE = Template("{question}?", "={answer}")
-OWN = NegativeSettings(count=1, kinds=(("own", None),))
+OWN = NegativeSettings(count=1, choices=((("own", None),),))
 BASE = CPMISettings(templates=(TEMPLATE,), negatives=OWN)
 
 
@@ -75,7 +75,7 @@ def test_sum_weight_and_span_worked_by_hand() -> None:
 def test_mean_and_hardest_of_two_wrong_answers_worked_by_hand() -> None:
     """Without the step 33 and 4 are alike per token; the step "3" makes 33 the hardest of the two."""
     trajectory = Trajectory("q", ("3",), gold_answer="7", id="x")
-    negatives = NegativeSettings(count=2, kinds=(("sibling", None),))
+    negatives = NegativeSettings(count=2, choices=((("sibling", None),),))
 
     class Siblings:
         def others(self, trajectory: Trajectory) -> list[str]:

@@ -52,9 +52,10 @@ def negatives(
 
 
 def test_settings_are_read_from_text() -> None:
-    parsed = NegativeSettings.parse("own:1, sibling,intermediate:3,rule", count=4)
-    assert parsed == NegativeSettings()
-    assert NegativeSettings.parse("rule", count=2, seed=5) == NegativeSettings(2, (("rule", None),), 5)
+    parsed = NegativeSettings.parse("own:1, sibling,intermediate:3 | rule", count=4)
+    assert parsed.choices == ((("own", 1), ("sibling", None), ("intermediate", 3)), (("rule", None),))
+    assert NegativeSettings.parse("own|rule") == NegativeSettings()
+    assert NegativeSettings.parse("rule", count=2, seed=5) == NegativeSettings(2, ((("rule", None),),), 5)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +66,22 @@ def test_settings_are_read_from_text() -> None:
         ("rule:0", "1 or more"),
         ("rule:many", "whole number, e.g. rule:3"),
         ("rule:", "whole number"),
+        ("own|rules", "unknown kind of negatives 'rules'"),
     ],
 )
 def test_wrong_settings_are_refused(kinds: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         NegativeSettings.parse(kinds)
+
+
+def test_the_next_choice_is_used_only_where_the_one_before_finds_nothing(grader: Grader) -> None:
+    wrong, right = (
+        trajectory("10", "4 + 5 = 9", "The answer is 9."),
+        trajectory("10", "4 + 6 = 10", "The answer is 10."),
+    )
+    assert [n.text for n in negatives(wrong, "own|rule", grader)] == ["9"]
+    assert [n.kind for n in negatives(right, "own|rule", grader)] == ["rule"] * 4
+    assert negatives(right, "own|sibling", grader) == []
 
 
 def test_a_negative_count_is_refused() -> None:
@@ -308,7 +320,7 @@ def test_the_same_negatives_in_any_order_and_subset(grader: Grader) -> None:
 
 def test_the_seed_and_the_id_decide_the_order_of_rules(grader: Grader) -> None:
     def texts(id: str, seed: int) -> tuple[str, ...]:  # noqa: A002
-        settings = NegativeSettings(kinds=(("rule", None),), seed=seed)
+        settings = NegativeSettings(choices=((("rule", None),),), seed=seed)
         return tuple(n.text for n in find_negatives(trajectory("500", id=id), settings, grader).negatives)
 
     assert texts("a", 0) == texts("a", 0)
@@ -320,7 +332,7 @@ def test_no_algebra_for_numbers_and_little_time() -> None:
         batch = [trajectory(str(n), f"{n} - 7 = {n - 7}", rf"\boxed{{{n + 1}}}", id=str(n)) for n in range(100, 300)]
         start = time.process_time()
         for t in batch:
-            assert len(find_negatives(t, NegativeSettings(), own).negatives) == 4
+            assert len(find_negatives(t, NegativeSettings.parse("own:1,intermediate:2,rule"), own).negatives) == 4
         assert (time.process_time() - start) / len(batch) < 0.02  # measured: 0.001
         assert own._worker is None
 

@@ -181,8 +181,12 @@ def label(
     context: Annotated[Context, typer.Option(help="What the step is shown with and without.")] = "marginal",
     negatives: Annotated[int, typer.Option(min=0, help="M: wrong answers to contrast with.")] = 4,
     negative_kinds: Annotated[
-        str, typer.Option(help="Where they come from, in this order; NAME:N takes at most N.")
-    ] = "own:1,sibling,intermediate:3,rule",
+        str,
+        typer.Option(
+            help="Of own, sibling, intermediate, rule, sampled: a,b takes both, in this order; a:3 at most 3 of a; "
+            "a|b takes b only where a finds none."
+        ),
+    ] = "own|rule",
     templates: Annotated[
         int | None, typer.Option(min=1, help="K: how many templates; default: all of the set.")
     ] = None,

@@ -133,5 +133,5 @@ def _manifest(job: LabelJob, scan: InputScan) -> dict[str, Any]:
 
 
 def _open_cpmi(job: LabelJob, model: Any, scan: InputScan, grader: Grader) -> CPMI:
-    sampled = any(kind == "sampled" for kind, _ in job.settings.negatives.kinds)
+    sampled = job.settings.negatives.uses("sampled")
     return CPMI(model, job.settings, grader=grader, siblings=scan.siblings, sampler=model if sampled else None)

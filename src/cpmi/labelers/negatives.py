@@ -1,7 +1,6 @@
 """Hard negatives: wrong but plausible answers to set against the right one.
 
-Which ones are used decides how good the labels are, more than anything else about them. The kinds, in the order in
-which they are tried by default:
+Which ones are used decides how good the labels are, more than anything else about them. The kinds:
 
 * ``own``: the trajectory's own final answer, where it is wrong.
 * ``sibling``: wrong final answers of other trajectories of the same question, the most frequent first.
@@ -62,14 +61,18 @@ class FoundNegatives:
     cost: Cost = Cost()
 
 
+Kinds = tuple[tuple[str, int | None], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class NegativeSettings:
     """How many wrong answers to find, and of which kinds.
 
     Attributes:
         count: how many are wanted; fewer are found where there are fewer.
-        kinds: each kind to use, in order of preference, with the most to take of it (None: no limit). Limits are
-            lifted, in the same order, where all kinds together give fewer than ``count``.
+        choices: the first of these that finds any wrong answer is used, alone. Each names kinds in order of preference,
+            with the most to take of it (None: no limit). Limits are lifted, in the same order, where its kinds
+            together give fewer than ``count``.
         seed: decides which of the answers by rule come first, and the sampled ones.
 
     Raises:
@@ -77,34 +80,49 @@ class NegativeSettings:
     """
 
     count: int = 4
-    kinds: tuple[tuple[str, int | None], ...] = (("own", 1), ("sibling", None), ("intermediate", 3), ("rule", None))
+    choices: tuple[Kinds, ...] = ((("own", None),), (("rule", None),))
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.count < 0:
             raise InputError(f"the number of negatives must be 0 or more, not {self.count}")
-        for kind, limit in self.kinds:
+        for kind, limit in self.all_kinds():
             if kind not in KINDS:
                 raise InputError(f"unknown kind of negatives {kind!r}; the kinds are {', '.join(KINDS)}")
             if limit is not None and limit < 1:
                 raise InputError(f"the limit of {kind!r} must be 1 or more; leave the kind out for none of it")
-        if len({kind for kind, _ in self.kinds}) < len(self.kinds):
-            raise InputError("a kind of negatives is named twice")
+        for kinds in self.choices:
+            if len({kind for kind, _ in kinds}) < len(kinds):
+                raise InputError("a kind of negatives is named twice in one choice")
+
+    def all_kinds(self) -> Iterator[tuple[str, int | None]]:
+        """Every kind of every choice, with its limit."""
+        for kinds in self.choices:
+            yield from kinds
+
+    def uses(self, kind: str) -> bool:
+        """Whether a kind may be drawn on."""
+        return any(each == kind for each, _ in self.all_kinds())
 
     @classmethod
-    def parse(cls, kinds: str, count: int = 4, seed: int = 0) -> NegativeSettings:
-        """Settings from kinds written as ``own:1,sibling,intermediate:3,rule``.
+    def parse(cls, text: str, count: int = 4, seed: int = 0) -> NegativeSettings:
+        """Settings from text like ``own|sibling,intermediate:3,rule``: ``|`` between choices, ``:`` before a limit.
 
         Raises:
             InputError: a limit that is not a whole number, or anything the settings themselves refuse.
         """
-        parsed: list[tuple[str, int | None]] = []
-        for part in filter(None, (part.strip() for part in kinds.split(","))):
-            kind, colon, limit = (piece.strip() for piece in part.partition(":"))
-            if colon and not re.fullmatch("[0-9]+", limit):
-                raise InputError(f"{part!r}: the limit after the colon must be a whole number, e.g. {kind}:3")
-            parsed.append((kind, int(limit) if colon else None))
-        return cls(count=count, kinds=tuple(parsed), seed=seed)
+        choices = tuple(_parse_kinds(choice) for choice in text.split("|"))
+        return cls(count=count, choices=tuple(filter(None, choices)), seed=seed)
+
+
+def _parse_kinds(text: str) -> Kinds:
+    parsed: list[tuple[str, int | None]] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        kind, colon, limit = (piece.strip() for piece in part.partition(":"))
+        if colon and not re.fullmatch("[0-9]+", limit):
+            raise InputError(f"{part!r}: the limit after the colon must be a whole number, e.g. {kind}:3")
+        parsed.append((kind, int(limit) if colon else None))
+    return tuple(parsed)
 
 
 _SIBLINGS_KEPT = 16
@@ -175,14 +193,17 @@ def find_negatives(
         InputError: the kind ``sampled`` is asked for without a sampler.
     """
     gold = (trajectory.gold_answer or "").strip()
-    if sampled is None and any(kind == "sampled" for kind, _ in settings.kinds):
+    if sampled is None and settings.uses("sampled"):
         raise InputError("negatives of the kind 'sampled' need a model that can generate text")
     if not gold:
         return FoundNegatives(())
     search = _Search(trajectory, gold, settings, grader, siblings, sampled)
-    for lifted in (False, True):
-        for kind, limit in settings.kinds:
-            search.take(kind, None if lifted else limit)
+    for kinds in settings.choices:
+        for lifted in (False, True):
+            for kind, limit in kinds:
+                search.take(kind, None if lifted else limit)
+        if search.found:
+            break
     return FoundNegatives(tuple(search.found), search.cost)
 
 
@@ -210,7 +231,7 @@ class _Search:
             "rule": self._rule,
             "sampled": self._sampled,
         }
-        self._candidates = {kind: sources[kind]() for kind, _ in settings.kinds}
+        self._candidates = {kind: source() for kind, source in sources.items()}
 
     def take(self, kind: str, limit: int | None) -> None:
         """Choose from one kind, going on where the last call stopped."""
