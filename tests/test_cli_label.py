@@ -47,7 +47,7 @@ def test_label_export_and_show(cpmi: Any) -> None:
 
     code, out, _ = cpmi("show", "run")
     assert code == 0
-    for piece in ("✓", "✗", "2 + 3 = 6", "gold answer: 5, this solution's: 6", "against: 6"):
+    for piece in ("✓", "✗", "2 + 3 = 6", "right answer: 5   this solution's: 6", "measured against: 6"):
         assert piece in out
     for reward in next(iter(read_rewards("run"))).rewards:
         assert f"{reward:+.3f}" in out

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
     from cpmi.runs import Progress
@@ -90,15 +91,15 @@ def show_trajectories(pairs: Iterable[tuple[Trajectory, StepRewards]], scale: fl
     Args:
         scale: the size of a reward that gets the full color; see ``color_scale``.
     """
+    from rich.padding import Padding
+
     for trajectory, record in pairs:
-        console.print(_header(trajectory, record))
+        console.print(_text(trajectory.id, "bold"))
+        console.print(Padding(_text(trajectory.question.strip()), (0, 0, 0, 2)))
+        console.print(Padding(_answers(trajectory, record), (0, 0, 0, 2)))
         if record.error is not None:
-            console.print(_text(f"  not labeled: {record.error}", "red"))
-        for i, step in enumerate(trajectory.steps):
-            reward = record.rewards[i] if record.rewards else None
-            console.print(_step(i, step, reward, scale, trajectory.step_labels))
-        if isinstance(answers := record.details.get("answers"), list) and len(answers) > 1:
-            console.print(_text("  against: " + ", ".join(str(answer) for answer in answers[1:]), "dim"))
+            console.print(Padding(_text(f"not labeled: {record.error}", "red"), (0, 0, 0, 2)))
+        console.print(_steps(trajectory, record, scale))
         console.print()
 
 
@@ -114,26 +115,32 @@ def _text(text: str, style: str = "") -> Text:
     return Text(text, style)
 
 
-def _header(trajectory: Trajectory, record: StepRewards) -> Text:
-    header = _text(trajectory.id, "bold")
-    header.append(f"  {trajectory.question.strip()}\n", "default")
-    header.append(f"  gold answer: {trajectory.gold_answer or 'unknown'}", "cyan")
+def _answers(trajectory: Trajectory, record: StepRewards) -> Text:
+    line = _text(f"right answer: {trajectory.gold_answer or 'unknown'}", "cyan")
     if trajectory.final_answer is not None:
-        header.append(f", this solution's: {trajectory.final_answer}", "cyan")
+        line.append(f"   this solution's: {trajectory.final_answer}")
+    answers = record.details.get("answers")
+    if isinstance(answers, list) and len(answers) > 1:
+        line.append("   measured against: " + ", ".join(str(answer) for answer in answers[1:]))
     if "contrast" in record.details:
-        header.append(f"  ({record.details['contrast']})", "yellow")
-    return header
-
-
-def _step(index: int, step: str, reward: float | None, scale: float, labels: tuple[bool | None, ...] | None) -> Text:
-    label = labels[index] if labels else None
-    mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: (" ", "")}[label]
-    line = _text(f"{index:>4} ")
-    line.append(mark + " ", style)
-    line.append("       " if reward is None else f"{reward:+7.3f}", "bold")
-    line.append("  ")
-    line.append(step.strip().replace("\n", "\n" + " " * 16), _color(reward, scale))
+        line.append(f"   contrast: {record.details['contrast']}", "yellow")
     return line
+
+
+def _steps(trajectory: Trajectory, record: StepRewards, scale: float) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 1))
+    for justify in ("right", "left", "right", "left"):
+        table.add_column(justify=justify)
+    labels = trajectory.step_labels or (None,) * len(trajectory.steps)
+    rewards = record.rewards or (None,) * len(trajectory.steps)
+    for i, (step, label, reward) in enumerate(zip(trajectory.steps, labels, rewards, strict=True)):
+        mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: (" ", "")}[label]
+        color = _color(reward, scale)
+        number = _text("" if reward is None else f"{reward:+.3f}", color)
+        table.add_row(_text(f"{i:>4}"), _text(mark, style), number, _text(step.strip(), color))
+    return table
 
 
 def _color(reward: float | None, scale: float) -> str:
