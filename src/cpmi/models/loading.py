@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +19,8 @@ if TYPE_CHECKING:
     from cpmi.models.hf import HFModel
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+_SAMPLES, _SAMPLE_BYTES = 256, 4096  # read of each file of a local checkpoint to recognize it
 
 
 def load_hf(source: str, settings: ModelSettings) -> HFModel:
@@ -25,39 +33,64 @@ def load_hf(source: str, settings: ModelSettings) -> HFModel:
     torch = require("torch", "hf")
     require("accelerate", "hf")
     transformers = require("transformers", "hf")
+    from safetensors import SafetensorError
+
     from cpmi.models.hf import HFModel
 
     if settings.dtype not in _DTYPES:
         raise InputError(f"dtype {settings.dtype!r} is unknown; use one of {', '.join(_DTYPES)}")
     where, options = _locate(source, settings.dtype)
     device = _device(torch, settings.device)
-    bars = transformers.utils.logging
-    bars.disable_progress_bar()
+    # Otherwise a model with code of its own would ask on the terminal whether to run it, and a run would wait.
+    options["trust_remote_code"] = False
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **_only(options, "gguf_file"))
-        model = transformers.AutoModelForCausalLM.from_pretrained(where, **options).to(device)
-    except (OSError, ValueError, KeyError, ImportError, torch.OutOfMemoryError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"model hf:{source} cannot be loaded: {first_line}") from error
-    finally:
-        bars.enable_progress_bar()
+        with _quiet(transformers.utils.logging):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                where, **_only(options, "gguf_file", "trust_remote_code")
+            )
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                where, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+            model.to(device)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"model hf:{source} cannot be loaded: {_one_line(error)}") from error
+    _check_complete(source, loading)
     return HFModel(
         model,
         tokenizer,
         name=settings.name,
-        revision=getattr(model.config, "_commit_hash", None) or _fingerprint(Path(source)),
+        revision=getattr(model.config, "_commit_hash", None) or _fingerprint(Path(source).expanduser()),
         batch_tokens=settings.batch_tokens,
     )
 
 
+def _check_complete(source: str, loading: dict[str, Any]) -> None:
+    """Transformers fills what is missing with random numbers: the head of a reward model, which has none for words."""
+    if mismatched := sorted(key for key, *_ in loading["mismatched_keys"]):
+        raise InputError(f"model hf:{source}: its config.json does not fit its weights ({', '.join(mismatched[:3])})")
+    if missing := sorted(loading["missing_keys"]):
+        raise InputError(f"model hf:{source} is no causal language model: it has no weights {', '.join(missing[:3])}")
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error) if not isinstance(error, KeyError) else f"{error} is missing"
+    return textwrap.shorten(text, 300, placeholder=" ...") or type(error).__name__
+
+
 def _locate(source: str, dtype: str) -> tuple[str, dict[str, Any]]:
     """What to hand to ``from_pretrained``, and with which options."""
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.suffix != ".gguf":
-        if not path.exists() and (path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1):
+        if path.is_file():
+            raise InputError(f"model hf:{source} is a file; name the folder that holds the model, or a .gguf file")
+        if path.is_dir() and not (path / "config.json").is_file():
+            raise InputError(f"model hf:{source}: the folder holds no config.json, so no model of Transformers")
+        if path.is_dir():
+            return str(path), {"dtype": dtype}
+        if _is_local(path) or source.count("/") > 1:
             raise InputError(f"model hf:{source}: no such folder")
         return source, {"dtype": dtype}
-    if not path.exists() and source.count("/") != 2:
+    if not path.is_file() and (_is_local(path) or source.count("/") != 2):
         raise InputError(f"model hf:{source}: no such file")
     from transformers import GgufConfig
 
@@ -66,8 +99,34 @@ def _locate(source: str, dtype: str) -> tuple[str, dict[str, Any]]:
     return str(path.parent), options | {"quantization_config": GgufConfig(dequantize=True)}
 
 
+def _is_local(path: Path) -> bool:
+    """Whether no hub id looks like this."""
+    return path.is_absolute() or path.parts[:1] == ("..",)
+
+
 def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names if name in options}
+
+
+@contextmanager
+def _quiet(bars: Any) -> Iterator[None]:
+    """No table of missing weights (an error says it in one line), and progress bars only where somebody watches."""
+    reports = logging.getLogger("transformers.modeling_utils")
+    hide_bars = not sys.stderr.isatty() and bars.is_progress_bar_enabled()
+    reports.addFilter(_is_no_load_report)
+    if hide_bars:
+        bars.disable_progress_bar()
+    try:
+        with redirect_stderr(io.StringIO()) if hide_bars else nullcontext():  # the GGUF reader's bar does not ask
+            yield
+    finally:
+        reports.removeFilter(_is_no_load_report)
+        if hide_bars:
+            bars.enable_progress_bar()
+
+
+def _is_no_load_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def _device(torch: Any, wanted: str) -> Any:
@@ -75,21 +134,22 @@ def _device(torch: Any, wanted: str) -> Any:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # what torch raises without the device; the text says which
-        raise InputError(f"device {wanted!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise InputError(f"device {wanted!r} cannot be used: {_one_line(error)}") from error
     return device
 
 
 def _fingerprint(path: Path) -> str | None:
-    """What tells two local checkpoints of the same path apart, without reading gigabytes: names, sizes, the config."""
+    """What tells two local checkpoints of the same path apart, without reading gigabytes: names, sizes, samples."""
     if not path.exists():
         return None
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        if file.name == "config.json":
-            digest.update(file.read_bytes())
-        else:
-            with file.open("rb") as data:
-                digest.update(data.read(2**16))
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as data:
+            # All of a small file; of a large one samples all over, since fine-tuning may leave its beginning alone.
+            for start in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
+                data.seek(start)
+                digest.update(data.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]

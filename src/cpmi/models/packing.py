@@ -1,4 +1,4 @@
-"""From token trees to forward passes: drop what need not be fed, cut what is too large, pack the rest into rows.
+"""From token trees to forward passes: drop what need not be fed, cut what is too large, batch the rest.
 
 Pure index arithmetic, no torch. A node is fed only if something scored hangs below it: the last token of an answer
 is predicted but never read, which for short answers saves more than half of their tokens.
@@ -6,7 +6,7 @@ is predicted but never read, which for short answers saves more than half of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,59 +45,90 @@ class Piece:
         return bool((self.ends == len(self)).all())
 
 
-def cut(tree: TokenTree, index: int, max_tokens: int, max_rows: int, targets: IntArray | None = None) -> list[Piece]:
-    """Pieces that together predict every target (default: every scored node) once.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one forward pass may hold.
 
-    A piece holds at most ``max_tokens`` nodes and ``max_rows`` predicting ones, unless a single path needs more;
-    ``max_tokens=0`` gives one piece per leaf, each a plain sequence.
+    Attributes:
+        tokens: fed, padding included.
+        rows: at which logits are computed.
+    """
+
+    tokens: int
+    rows: int
+
+    def hold(self, tokens: int, rows: int) -> bool:
+        return tokens <= self.tokens and rows <= self.rows
+
+
+# --- cutting --------------------------------------------------------------------------------------------------------
+
+
+def cut(tree: TokenTree, index: int, limits: Limits, targets: IntArray | None = None) -> list[Piece]:
+    """Pieces within the limits that together predict every target (default: every scored node) once.
+
+    A single path that needs more is a piece of its own; ``Limits(0, ...)`` gives one piece per leaf, each a plain
+    sequence.
     """
     wanted = np.flatnonzero(tree.scored) if targets is None else targets
     if not len(wanted):
         return []
-    parents = tree.parents
+    predicting = tree.parents[wanted]
+    nodes = _fed(tree, predicting)
+    if limits.hold(len(nodes), len(np.unique(predicting))):
+        return [_piece(tree, index, nodes, wanted)]
+    return _cut_by_leaves(tree, index, nodes, wanted, limits)
+
+
+def _fed(tree: TokenTree, predicting: IntArray) -> IntArray:
+    """The predicting nodes and all their ancestors, in preorder."""
+    parents = tree.parents.tolist()
     fed = np.zeros(len(tree), dtype=np.bool_)
-    fed[parents[wanted]] = True
-    for node in range(len(tree) - 1, 0, -1):
+    fed[predicting] = True
+    for node in range(len(tree) - 1, -1, -1):
         if fed[node] and parents[node] >= 0:
             fed[parents[node]] = True
-    nodes = np.flatnonzero(fed)
-    if len(nodes) <= max_tokens and len(np.unique(parents[wanted])) <= max_rows:
-        return [_piece(tree, index, nodes, wanted)]
-    return _cut_by_leaves(tree, index, nodes, wanted, max_tokens, max_rows)
+    return np.flatnonzero(fed)
 
 
-def _cut_by_leaves(
-    tree: TokenTree, index: int, nodes: IntArray, wanted: IntArray, max_tokens: int, max_rows: int
-) -> list[Piece]:
+def _cut_by_leaves(tree: TokenTree, index: int, nodes: IntArray, wanted: IntArray, limits: Limits) -> list[Piece]:
+    """Paths to the leaves, taken from the left, as many to a piece as it holds."""
+    parents = tree.parents.tolist()
     has_child = set(tree.parents[nodes].tolist())
-    predicting = set(tree.parents[wanted].tolist())
-    pieces: list[Piece] = []
-    open_targets = wanted
-    group: set[int] = set()
+    waiting = set(tree.parents[wanted].tolist())  # nodes that predict something and have not done so in a piece
+    owner = np.empty(len(tree), dtype=np.int64)  # of each predicting node: the piece that predicts from it
+    groups: list[set[int]] = [set()]
+    rows: set[int] = set()
+    for leaf in (node for node in nodes.tolist() if node not in has_child):
+        branch = _new_ancestors(parents, leaf, groups[-1])
+        more = waiting.intersection(branch)
+        if groups[-1] and not limits.hold(len(groups[-1]) + len(branch), len(rows) + len(more)):
+            groups.append(set())
+            rows = set()
+            branch = _new_ancestors(parents, leaf, groups[-1])
+        groups[-1].update(branch)
+        owner[list(more)] = len(groups) - 1
+        rows |= more
+        waiting -= more
+    owners = owner[tree.parents[wanted]]
+    return [
+        _piece(tree, index, np.array(sorted(group), dtype=np.int64), wanted[owners == number])
+        for number, group in enumerate(groups)
+    ]
 
-    def close() -> None:
-        nonlocal open_targets
-        here = np.isin(tree.parents[open_targets], list(group))
-        pieces.append(_piece(tree, index, np.array(sorted(group), dtype=np.int64), open_targets[here]))
-        predicting.difference_update(group)
-        open_targets = open_targets[~here]
 
-    for leaf in nodes.tolist():
-        if leaf in has_child:
-            continue
-        joined = group.union(tree.path(leaf))
-        if group and (len(joined) > max_tokens or len(joined & predicting) > max_rows):
-            close()
-            joined = set(tree.path(leaf))
-        group = joined
-    close()
-    return pieces
+def _new_ancestors(parents: list[int], node: int, known: set[int]) -> list[int]:
+    """The node and its ancestors up to the first known one."""
+    path = []
+    while node >= 0 and node not in known:
+        path.append(node)
+        node = parents[node]
+    return path
 
 
 def _piece(tree: TokenTree, index: int, nodes: IntArray, targets: IntArray) -> Piece:
-    position = np.full(len(tree) + 1, -1, dtype=np.int64)  # the extra last entry answers for the parent of a root
-    position[nodes] = np.arange(len(nodes))
-    parents = position[tree.parents[nodes]].tolist()
+    # Every parent of a node is a node too; that of a root (-1) is looked up at 0 and overwritten.
+    parents = np.where(tree.parents[nodes] < 0, -1, np.searchsorted(nodes, tree.parents[nodes])).tolist()
     ends = list(range(1, len(nodes) + 1))
     depths = [0] * len(nodes)
     for node, parent in enumerate(parents):
@@ -105,25 +136,37 @@ def _piece(tree: TokenTree, index: int, nodes: IntArray, targets: IntArray) -> P
     for node in range(len(nodes) - 1, -1, -1):
         if (parent := parents[node]) >= 0:
             ends[parent] = max(ends[parent], ends[node])
-    rows, target_rows = np.unique(position[tree.parents[targets]], return_inverse=True)
+    rows, target_rows = np.unique(np.searchsorted(nodes, tree.parents[targets]), return_inverse=True)
     return Piece(index, nodes, np.array(ends), np.array(depths), rows, targets, target_rows)
 
 
-def pack(pieces: Iterable[Piece], max_tokens: int, max_rows: int) -> Iterator[list[Piece]]:
-    """Fill rows with whole pieces, in order; a piece over a limit has a row of its own."""
-    batch: list[Piece] = []
-    tokens = rows = 0
-    for piece in pieces:
-        if batch and (tokens + len(piece) > max_tokens or rows + len(piece.rows) > max_rows):
-            yield batch
-            batch, tokens, rows = [], 0, 0
-        batch.append(piece)
-        tokens += len(piece)
-        rows += len(piece.rows)
-    if batch:
-        yield batch
+# --- batching -------------------------------------------------------------------------------------------------------
 
 
-def offsets(pieces: Sequence[Piece]) -> list[int]:
+def take_row(pieces: deque[Piece], limits: Limits) -> list[Piece]:
+    """Take from the left the pieces that fit into one row, one after the other; at least one."""
+    batch = [pieces.popleft()]
+    tokens, rows = len(batch[0]), len(batch[0].rows)
+    while pieces and limits.hold(tokens := tokens + len(pieces[0]), rows := rows + len(pieces[0].rows)):
+        batch.append(pieces.popleft())
+    return batch
+
+
+def take_stack(pieces: deque[Piece], limits: Limits) -> list[Piece]:
+    """Take from the left the plain sequences that fit into one padded rectangle; at least one.
+
+    Logits are computed in every sequence at each position where any of them predicts.
+    """
+    batch = [pieces.popleft()]
+    longest, positions = len(batch[0]), set(batch[0].rows.tolist())
+    while pieces:
+        longest, positions = max(longest, len(pieces[0])), positions.union(pieces[0].rows.tolist())
+        if not limits.hold((len(batch) + 1) * longest, (len(batch) + 1) * len(positions)):
+            break
+        batch.append(pieces.popleft())
+    return batch
+
+
+def offsets(pieces: list[Piece]) -> IntArray:
     """Where each piece begins in a row that holds them one after the other."""
-    return np.cumsum([0] + [len(piece) for piece in pieces[:-1]]).tolist()  # type: ignore[no-any-return]
+    return np.cumsum([0] + [len(piece) for piece in pieces[:-1]])
