@@ -52,8 +52,8 @@ def hf(kind: str, *, batch_tokens: int = 0, **changes: Any) -> HFModel:
 @functools.cache
 def some_trees() -> tuple[TokenTree, ...]:
     """Trees and forests deeper than the sliding windows, of unlike size, and some with nothing to score."""
-    rng = np.random.default_rng(5)
-    shapes = [(60, 0.2), (9, 0.4), (90, 0.3), (1, 0.0), (30, 0.0), (45, 0.4)]
+    rng = np.random.default_rng(7)
+    shapes = [(60, 0.1), (9, 0.4), (90, 0.1), (1, 0.0), (30, 0.0), (70, 0.08)]
     trees = [random_tree(rng, size, branching=branching) for size, branching in shapes]
     trees.append(TokenTree(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_)))
     assert sorted(int(tree.depths().max(initial=0)) > WINDOW for tree in trees)[-4:] == [True] * 4
@@ -212,11 +212,11 @@ def _ancestors_of_scored(tree: TokenTree) -> set[int]:
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
 def test_a_forward_pass_holds_no_more_tokens_than_asked(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = hf(kind, batch_tokens=60)
+    model = hf(kind, batch_tokens=40)
     sizes: list[int] = []
     spy(monkeypatch, model._model, lambda ids, output: sizes.append(ids.numel()))
     results = model.logprobs(some_trees())
-    assert 50 < max(sizes) <= 60
+    assert 35 < max(sizes) <= 40
     assert sum(sizes) >= sum(result.cost.tokens_scored for result in results)
 
 
@@ -240,7 +240,7 @@ def test_a_model_of_an_unknown_mix_takes_trees_within_its_window(monkeypatch: py
     model = hf("exaone4-mixed")
     shapes: list[tuple[int, ...]] = []
     spy(monkeypatch, model._model, lambda ids, output: shapes.append(tuple(ids.shape)))
-    shallow = random_tree(np.random.default_rng(1), 60, branching=0.7)
+    shallow = random_tree(np.random.default_rng(1), 60, branching=0.5)
     assert int(shallow.depths().max()) + 1 <= WINDOW
     trees = [shallow, some_trees()[0]]
     results = model.logprobs(trees)
@@ -283,10 +283,10 @@ def test_a_model_that_computes_all_logits(monkeypatch: pytest.MonkeyPatch) -> No
         return output
 
     monkeypatch.setattr(network, "forward", everywhere)
-    monkeypatch.setattr(forward, "_LOGITS_BYTES", 60 * VOCABULARY * 4)
+    monkeypatch.setattr(forward, "_LOGITS_BYTES", 40 * VOCABULARY * 4)
     model = HFModel(network, byte_tokenizer(), name="llama")
     assert_same(model.logprobs(some_trees()), expected("llama"))
-    assert max(sizes) <= 60
+    assert max(sizes) <= 40
     assert len(sizes) > 3
 
 
@@ -334,7 +334,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = HFModel(tiny_model(kind), byte_tokenizer(), name=kind, batch_tokens=0)
-    limit_memory(monkeypatch, model._model, 50)
+    limit_memory(monkeypatch, model._model, 35)
     assert_same(model.logprobs(some_trees()), expected(kind))
     assert "out of memory; going on with at most" in caplog.text
     caplog.clear()
@@ -644,6 +644,24 @@ def test_the_revision_tells_checkpoints_apart(saved: Path, tmp_path: Path) -> No
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     assert revision(copy) != revision(saved)
+
+
+def test_a_model_with_code_of_its_own_is_refused_unasked(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers would ask on the terminal whether to run the code, and a run would wait for the answer."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    own = '{"model_type": "nonesuch", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}'
+    (tmp_path / "config.json").write_text(own, encoding="utf-8")
+    asked: list[str] = []
+
+    def answer(question: str) -> str:
+        asked.append(question)
+        return "n"
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert "contains custom code" in refused(f"hf:{tmp_path}")
+    assert not asked
 
 
 def refused(name: str, **settings: Any) -> str:

@@ -144,12 +144,12 @@ def oracle(model: Any, tree: TokenTree) -> FloatArray:
 
 def random_tree(rng: np.random.Generator, size: int, *, branching: float = 0.3, scored: float = 0.5) -> TokenTree:
     """A preorder tree (or forest) of random tokens."""
-    parents = [-1]
+    parents, path = [-1], [0]
     for node in range(1, size):
-        parent = node - 1
-        while parent >= 0 and rng.random() < branching:
-            parent = parents[parent]
-        parents.append(parent)
+        if rng.random() < branching:  # back to some ancestor, or to none: a new root
+            path = path[: rng.integers(len(path))]
+        parents.append(path[-1] if path else -1)
+        path.append(node)
     ancestors = np.array(parents)
     return TokenTree(rng.integers(0, 256, size), ancestors, (rng.random(size) < scored) & (ancestors >= 0))
 

@@ -120,7 +120,8 @@ class RunDirectory:
         """
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file; --output names a folder for the run")
-        if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        occupied = path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir())
+        if occupied and not (path / "manifest.json").exists():  # another shard may have put it there just now
             raise InputError(f"{path} is not empty and not a run; choose another --output")
 
     def require_same(self, settings: dict[str, Any]) -> None:

@@ -87,10 +87,10 @@ def _locate(source: str, dtype: str) -> tuple[str, dict[str, Any]]:
             raise InputError(f"model hf:{source}: the folder holds no config.json, so no model of Transformers")
         if path.is_dir():
             return str(path), {"dtype": dtype}
-        if _is_local(path) or source.count("/") > 1:
+        if _is_local(source) or source.count("/") > 1:
             raise InputError(f"model hf:{source}: no such folder")
         return source, {"dtype": dtype}
-    if not path.is_file() and (_is_local(path) or source.count("/") != 2):
+    if not path.is_file() and (_is_local(source) or source.count("/") != 2):
         raise InputError(f"model hf:{source}: no such file")
     from transformers import GgufConfig
 
@@ -99,9 +99,9 @@ def _locate(source: str, dtype: str) -> tuple[str, dict[str, Any]]:
     return str(path.parent), options | {"quantization_config": GgufConfig(dequantize=True)}
 
 
-def _is_local(path: Path) -> bool:
+def _is_local(source: str) -> bool:
     """Whether no hub id looks like this."""
-    return path.is_absolute() or path.parts[:1] == ("..",)
+    return source.startswith(("/", ".", "~"))
 
 
 def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
