@@ -27,7 +27,17 @@ from typing import Any
 import torch
 import transformers
 
-from cpmi import CPMI, CPMISettings, ModelSettings, StepRewards, Trajectory, __version__, open_model, read_trajectories
+from cpmi import (
+    CPMI,
+    CPMISettings,
+    ModelSettings,
+    NegativeSettings,
+    StepRewards,
+    Trajectory,
+    __version__,
+    open_model,
+    read_trajectories,
+)
 from cpmi.grader import Grader
 from cpmi.models.hf import HFModel
 from cpmi.prompts import CUES, INSTRUCTIONS, STEP_SEPARATOR, ContextKind, Template, step_contexts
@@ -119,7 +129,7 @@ def main() -> None:
     network = model._model  # noqa: SLF001 - the same weights for both sides
     trajectories = list(islice(read_trajectories(options.trajectories), options.count))
     rng = random.Random(0)
-    base = CPMISettings()
+    base = CPMISettings(negatives=NegativeSettings.parse("rule"))  # four for every trajectory
     ways: dict[str, CPMISettings] = {
         f"{kind}, {name}": replace(base, context=kind, templates=templates)
         for kind in ("marginal", "cumulative")
@@ -132,12 +142,12 @@ def main() -> None:
         seconds.setdefault(name, []).append(value)
 
     with Grader() as grader:
-        for round_number in range(options.rounds + 1):  # the first only warms up
+        for settings in ways.values():
+            CPMI(model, settings, grader=grader).rewards(trajectories[:2])  # warms up
+        for _ in range(options.rounds):
             measured = {}
             for name, settings in ways.items():
                 measured[name] = timed(partial(CPMI(model, settings, grader=grader).rewards, trajectories))
-            if round_number == 0:
-                continue
             for name, (taken, records) in measured.items():
                 note(name, taken)
                 tokens[name] = sum(record.cost.tokens_scored for record in records)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -130,7 +129,7 @@ def test_every_context_equals_the_oracle_on_the_real_model(smollm2: HFModel, con
 
 
 @pytest.mark.parametrize("kind", [*TREE_MODELS, *PLAIN_MODELS])
-@pytest.mark.parametrize("batch_tokens", [0, 1, 50, 130])
+@pytest.mark.parametrize("batch_tokens", [0, 1, 50, 130, 1000])
 def test_any_batch_size_equals_the_oracle(kind: str, batch_tokens: int) -> None:
     """Trees whole and cut, side by side in rows; plain sequences alone and padded."""
     assert_same(hf(kind, batch_tokens=batch_tokens).logprobs(some_trees()), expected(kind))
@@ -138,7 +137,7 @@ def test_any_batch_size_equals_the_oracle(kind: str, batch_tokens: int) -> None:
 
 @pytest.mark.parametrize("kind", [*TREE_MODELS, *PLAIN_MODELS])
 def test_company_and_order_change_nothing(kind: str) -> None:
-    model, trees = hf(kind), some_trees()
+    model, trees = hf(kind, batch_tokens=150), some_trees()
     assert_same([model.logprobs([tree])[0] for tree in trees], expected(kind))
     assert_same(model.logprobs(trees[::-1]), expected(kind)[::-1])
     assert_same(model.logprobs([trees[0], trees[0]]), [expected(kind)[0]] * 2)
@@ -187,6 +186,11 @@ def test_bfloat16_stays_near() -> None:
     assert got.dtype == np.float64
 
 
+def notes(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the package itself had to say; Transformers remarks on tiny models."""
+    return [record.message for record in caplog.records if record.name == "cpmi"]
+
+
 # --- which way, and what it costs -----------------------------------------------------------------------------------
 
 
@@ -194,7 +198,7 @@ def test_bfloat16_stays_near() -> None:
 def test_trees_share_one_forward_pass(
     kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = hf(kind)
+    model = hf(kind, batch_tokens=1000)
     shapes: list[tuple[int, ...]] = []
     spy(monkeypatch, model._model, lambda ids, output: shapes.append(tuple(ids.shape)))
     results = model.logprobs(some_trees())
@@ -203,11 +207,22 @@ def test_trees_share_one_forward_pass(
     assert sum(result.cost.tokens_scored for result in results) == fed
     assert [result.cost.tokens_scored > 0 for result in results] == [tree.scored.any() for tree in some_trees()]
     assert all((result.cost.seconds > 0) == (result.cost.tokens_scored > 0) for result in results)
-    assert not caplog.records
+    assert not notes(caplog)
 
 
 def _ancestors_of_scored(tree: TokenTree) -> set[int]:
     return {above for node in np.flatnonzero(tree.scored) for above in tree.path(int(node))[:-1]}
+
+
+def test_by_itself_a_cpu_takes_one_whole_tree_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that not even the rounding of a tree's numbers depends on what stands beside it."""
+    model = hf("llama")
+    shapes: list[tuple[int, ...]] = []
+    spy(monkeypatch, model._model, lambda ids, output: shapes.append(tuple(ids.shape)))
+    together = values(model.logprobs(some_trees()))
+    assert shapes == [(1, fed) for tree in some_trees() if (fed := len(_ancestors_of_scored(tree)))]
+    for tree, logprobs in zip(some_trees(), together, strict=True):
+        np.testing.assert_array_equal(values(model.logprobs([tree]))[0], logprobs)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba"])
@@ -233,7 +248,7 @@ def test_models_that_take_no_tree_say_so_once(kind: str, reason: str, caplog: py
     for _ in range(2):
         model.logprobs(some_trees())
     line = f"{kind}: {reason}; scoring plainly, one sequence per answer (same numbers, slower)"
-    assert caplog.record_tuples == [("cpmi", logging.WARNING, line)]
+    assert notes(caplog) == [line]
 
 
 def test_a_model_of_an_unknown_mix_takes_trees_within_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +348,7 @@ def _memory(field: str) -> float:
 def test_out_of_memory_halves_the_batch_and_goes_on(
     kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = HFModel(tiny_model(kind), byte_tokenizer(), name=kind, batch_tokens=0)
+    model = HFModel(tiny_model(kind), byte_tokenizer(), name=kind, batch_tokens=1000)
     limit_memory(monkeypatch, model._model, 35)
     assert_same(model.logprobs(some_trees()), expected(kind))
     assert "out of memory; going on with at most" in caplog.text
@@ -692,7 +707,9 @@ def damaged(saved: Path, folder: Path, **files: str | bytes) -> str:
     return refused(f"hf:{folder}")
 
 
-def test_damaged_checkpoints_are_one_line(saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_checkpoints_are_one_line(
+    saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     config = (saved / "config.json").read_text(encoding="utf-8")
     weights = (saved / "model.safetensors").read_bytes()
     layers, hidden = '"num_hidden_layers": 2', '"hidden_size": 32'
@@ -706,6 +723,7 @@ def test_damaged_checkpoints_are_one_line(saved: Path, tmp_path: Path, capfd: py
     wide = config.replace(hidden, '"hidden_size": 64')
     assert "does not fit its weights" in damaged(saved, tmp_path / "e", config__json=wide)
     assert capfd.readouterr().err == ""
+    assert not caplog.records  # Transformers' tables of missing weights
 
 
 def test_a_reward_model_is_no_language_model(saved: Path, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ _SIZES: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 _MIXED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
-_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
+_ENDS = {"bos_token_id": None, "eos_token_id": 257}
+_GPT2 = _ENDS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _SIZES),
@@ -59,7 +60,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neo": (
         "GPTNeoConfig",
         {"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "initializer_range": 0.4}
-        | {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW, "max_position_embeddings": CONTEXT},
+        | {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW, "max_position_embeddings": CONTEXT}
+        | _ENDS,
     ),
     "mamba": (
         "MambaConfig",

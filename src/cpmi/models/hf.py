@@ -26,7 +26,8 @@ logger = logging.getLogger("cpmi")
 # A dense mask over more is too large: a larger tree is cut, but leaves as many tokens for what hangs on its trunk.
 _MAX_TREE_TOKENS = 8192
 _MIN_BRANCH_TOKENS = 2048
-_BATCH_TOKENS = {"cpu": 512}  # on CPU more only makes the mask larger: the rate is the same
+# On CPU one tree at a time: more gain nothing there, and so what stands beside a tree cannot change its rounding.
+_BATCH_TOKENS = {"cpu": 1}
 _BATCH_TOKENS_ELSEWHERE = 4096
 
 _PLAINLY = "scoring plainly, one sequence per answer (same numbers, slower)"
@@ -60,7 +61,7 @@ class HFModel:
         self._limits = Limits(tokens, self._forward.max_rows)
         self._keep_trees_whole = not batch_tokens
         if not self._forward.keeps_logits:  # it computes logits at every token
-            self._limits = replace(self._limits, tokens=min(tokens, self._limits.rows))
+            self._limits = replace(self._limits, tokens=min(batch_tokens or self._limits.rows, self._limits.rows))
             self._keep_trees_whole = False
         if reason := self._probe():
             self._capable = replace(self._capable, no_tree=reason)

@@ -95,13 +95,14 @@ def _cut_by_leaves(tree: TokenTree, index: int, nodes: IntArray, wanted: IntArra
     """Paths to the leaves, taken from the left, as many to a piece as it holds."""
     parents = tree.parents.tolist()
     has_child = set(tree.parents[nodes].tolist())
-    waiting = set(tree.parents[wanted].tolist())  # nodes that predict something and have not done so in a piece
+    predicting = set(tree.parents[wanted].tolist())
     owner = np.empty(len(tree), dtype=np.int64)  # of each predicting node: the piece that predicts from it
     groups: list[set[int]] = [set()]
     rows: set[int] = set()
     for leaf in (node for node in nodes.tolist() if node not in has_child):
+        # Preorder: what this path shares with any earlier one it shares with the last, whose piece predicts from it.
         branch = _new_ancestors(parents, leaf, groups[-1])
-        more = waiting.intersection(branch)
+        more = predicting.intersection(branch)
         if groups[-1] and not limits.hold(len(groups[-1]) + len(branch), len(rows) + len(more)):
             groups.append(set())
             rows = set()
@@ -109,7 +110,6 @@ def _cut_by_leaves(tree: TokenTree, index: int, nodes: IntArray, wanted: IntArra
         groups[-1].update(branch)
         owner[list(more)] = len(groups) - 1
         rows |= more
-        waiting -= more
     owners = owner[tree.parents[wanted]]
     return [
         _piece(tree, index, np.array(sorted(group), dtype=np.int64), wanted[owners == number])
