@@ -1,6 +1,6 @@
 # make demo    set everything up and label the example trajectories with the small embedded model
 # make test    set everything up, check and test everything
-# make bench   speed and memory of labeling (needs MODEL and TRAJECTORIES; about half an hour on 2 cores)
+# make bench   speed and memory of labeling; MODEL=hf:PATH TRAJECTORIES=FILE choose what (about half an hour on 2 cores)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,9 +11,10 @@ TRAJECTORIES ?= examples/word_problems.jsonl
 .PHONY: demo test lint pytest bench clean
 
 demo: $(VENV)/.demo
+	rm -rf demo/run
 	$(BIN)/cpmi label examples/word_problems.jsonl --model smollm2 --output demo/run
 	$(BIN)/cpmi show demo/run --limit 4
-	@echo "All of them: $(BIN)/cpmi show demo/run --limit 99    As soft labels: $(BIN)/cpmi export demo/run --to stepwise -o demo/stepwise.jsonl"
+	@echo "All of them: $(BIN)/cpmi show demo/run --limit 99    As rows for a trainer: $(BIN)/cpmi export demo/run --to stepwise -o demo/stepwise.jsonl"
 
 test: lint pytest
 

@@ -73,7 +73,7 @@ def plain_sequences(
             for context in contexts
             for answer in answers_of(record)
         ]
-        sequences = [list(model.encode(text, first=True)) for text in texts]
+        sequences = [[*model.prefix, *model.encode(text, first=True)] for text in texts]
         batches += [sequences[i : i + BATCH] for i in range(0, len(sequences), BATCH)]
     return Sequences(batches)
 
@@ -122,6 +122,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plain-share", type=float, default=0.03)
+    parser.add_argument(
+        "--only", default="", help="only the ways of labeling with this in their name, and nothing else"
+    )
     options = parser.parse_args()
 
     model = open_model(ModelSettings(options.model, options.dtype))
@@ -135,6 +138,7 @@ def main() -> None:
         for kind in ("marginal", "cumulative")
         for name, templates in (("1 template", CUES[:1]), ("4 instructions", INSTRUCTIONS), ("4 cues", CUES))
     }
+    ways = {name: settings for name, settings in ways.items() if options.only in name}
     seconds: dict[str, list[float]] = {}
     tokens: dict[str, int] = {}
 
@@ -151,6 +155,8 @@ def main() -> None:
             for name, (taken, records) in measured.items():
                 note(name, taken)
                 tokens[name] = sum(record.cost.tokens_scored for record in records)
+            if options.only:
+                continue
             # As many tokens as our trees had, in sequences of the same size.
             per_tree = tokens["marginal, 4 instructions"] // (4 * len(trajectories))
             for head in (False, True):
@@ -175,15 +181,21 @@ def print_table(
     print("|---|---|---|---|---|---|")
     for name, median in medians.items():
         kind = name.split(",")[0]
-        faster = medians.get(f"plain scoring, {kind}", 0.0) / median
+        comparable = not name.endswith("1 template")  # plain scoring has four
+        faster = medians.get(f"plain scoring, {kind}", 0.0) / median if comparable else 0.0
         spread = f"{min(seconds[name]) / count:.2f} - {max(seconds[name]) / count:.2f}"
         rate = tokens[name] / median
         cells = [name, f"{median / count:.2f}", spread, f"{tokens[name] / count:,.0f}", f"{rate:,.0f}"]
         print("| " + " | ".join([*cells, f"{faster:.0f}" if faster else ""]) + " |")
     for kind in ("marginal", "cumulative"):
+        if f"{kind}, 1 template" not in medians:
+            continue
         ratio = medians[f"{kind}, 4 cues"] / medians[f"{kind}, 1 template"]
         print(f"\n{kind}: 4 cues take {ratio:.2f} times the time of 1 template", end="")
     name = "marginal, 4 instructions"
+    if options.only:
+        print()
+        return
     for which in ("backbone alone", "with all logits"):
         plain = f"plain forward, {which}"
         share = (tokens[name] / medians[name]) / (tokens[plain] / medians[plain])

@@ -232,3 +232,60 @@ def test_failures_are_shown_with_their_reason(cpmi: Any) -> None:
     write_records(Path("r.jsonl"), [StepRewards("right", (), "cpmi", error="too long: 9 tokens")])
     _, out, _ = cpmi("show", "r.jsonl", "--trajectories", "t.jsonl")
     assert "not labeled: too long: 9 tokens" in out
+
+
+def test_failures_reach_the_json_summary_and_can_be_tried_again(cpmi: Any) -> None:
+    write_records(Path("t.jsonl"), [Trajectory("No gold?", ("a",), id="x"), GOOD[0]])
+    _, out, _ = cpmi(*LABEL, "--json")
+    (error,) = json.loads(out)["errors"]
+    assert error.startswith("no gold answer")
+    _, out, _ = cpmi(*LABEL)
+    assert out == (
+        "0 labeled, 0 failed, 2 already there (1 of them failed; --retry-errors tries those again) of 2 -> run\n"
+    )
+    assert cpmi(*LABEL, "--retry-errors")[1].startswith("0 labeled, 1 failed, 1 already there of 2 -> run\n")
+    assert sorted(r.trajectory_id for r in read_rewards("run")) == ["right", "x"]
+
+
+def test_a_line_taken_out_of_a_finished_run_is_labeled_again(cpmi: Any) -> None:
+    cpmi(*LABEL)
+    part = Path("run/part-00000-of-00001.jsonl")
+    whole = {r.trajectory_id: r.rewards for r in read_rewards("run")}
+    part.write_text(part.read_text().splitlines(keepends=True)[1])
+    assert cpmi(*LABEL)[1] == "1 labeled, 0 failed, 1 already there of 2 -> run\n"
+    assert {r.trajectory_id: r.rewards for r in read_rewards("run")} == whole
+
+
+def test_an_unfinished_run_is_shown_and_said_to_be_one(cpmi: Any) -> None:
+    cpmi("label", "t.jsonl", "--model", "toy:", "--output", "run", "--shard", "0/3")
+    for arguments in (["show", "run"], ["export", "run", "--to", "jsonl", "--output", "x.jsonl"]):
+        code, _, err = cpmi(*arguments)
+        assert (code, err) == (0, "cpmi: run is not finished: 1 of 3 parts are complete\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weight", "nan"], "the weight must be a finite number, not nan"),
+        (["--negative-kinds", ""], "name a kind of wrong answers, or ask for 0 of them"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(cpmi: Any, options: list[str], message: str) -> None:
+    code, _, err = cpmi(*LABEL, *options)
+    assert (code, message in err, len(err.splitlines())) == (2, True, 1), err
+
+
+def test_no_contrast_asked_for_is_said_so(cpmi: Any) -> None:
+    assert cpmi(*LABEL, "--negatives", "0", "--negative-kinds", "")[0] == 0
+    for record in read_rewards("run"):
+        assert record.details["contrast"] == "none: no wrong answer was asked for"
+        assert record.rewards == record.terms["gold"]
+
+
+def test_an_export_never_replaces_what_it_reads(cpmi: Any) -> None:
+    cpmi(*LABEL)
+    before = Path("t.jsonl").read_bytes()
+    for output in ("t.jsonl", "run/part-00000-of-00001.jsonl"):
+        code, _, err = cpmi("export", "run", "--to", "stepwise", "--output", output)
+        assert (code, "is one of the files that would be read" in err) == (2, True)
+    assert Path("t.jsonl").read_bytes() == before

@@ -102,6 +102,57 @@ def test_own_right_answer_is_no_negative(grader: Grader) -> None:
     assert negatives(trajectory("0.5", r"\boxed{\frac12}"), "own", grader) == []
 
 
+@pytest.mark.parametrize(
+    ("gold", "own"),
+    [
+        (r"20\%", "0.2"),
+        (r"20\%", "20"),
+        ("0.2", "20%"),
+        ("20", r"20\%"),
+        ("$5 million", "5000000"),
+        (r"5\text{ million}", "5,000,000"),
+        ("-$5", "-5"),
+    ],
+)
+def test_own_right_answer_of_another_form_is_no_negative(grader: Grader, gold: str, own: str) -> None:
+    assert negatives(trajectory(gold, rf"\boxed{{{own}}}"), "own", grader) == []
+
+
+@pytest.mark.parametrize(
+    ("gold", "own", "shown"),
+    [
+        (r"20\%", "0.25", r"25\%"),
+        (r"20\%", "25", r"25\%"),
+        (r"0.5\%", "0.7", r"0.7\%"),
+        ("0.2", "25%", "0.25"),
+        ("20", "25%", "25"),
+        ("$5 million", "7000000", "7000000"),
+        ("$5 million", "$7 million", "$7 million"),
+        ("-$5", "7", "$7"),
+        ("-$5", "-7.5", "-$7.5"),
+        ("5", "1e200", "1e200"),
+    ],
+)
+def test_own_wrong_answer_is_shown_in_a_form_that_keeps_it_wrong(
+    grader: Grader, gold: str, own: str, shown: str
+) -> None:
+    assert negatives(trajectory(gold, rf"\boxed{{{own}}}"), "own", grader) == [Negative(shown, "own")]
+
+
+def test_a_gold_answer_without_end_has_no_negatives_by_rule(grader: Grader) -> None:
+    for gold in ("7" * 5000, "1" * 5000 + "_2", "7" * 5000 + "x", "7" * 5000 + "/3", rf"\sqrt{{{'7' * 5000}}}"):
+        assert negatives(trajectory(gold), "rule", grader) == []
+        t = trajectory(gold, "1 + 1 = 2", r"\boxed{2}")
+        found = find_negatives(t, NegativeSettings.parse("own,sibling,intermediate,rule"), grader).negatives
+        assert {n.kind for n in found} <= {"own", "intermediate"}
+
+
+def test_long_answers_are_not_collected_for_siblings() -> None:
+    long = trajectory("10", rf"\boxed{{{'x+' * 10000}1}}", id="long")
+    assert SiblingAnswers.collect([long]) == SiblingAnswers()
+    assert SiblingAnswers.collect([long, trajectory("10", r"\boxed{7}", id="a")]).others(long) == ["7"]
+
+
 def test_siblings_most_frequent_first(grader: Grader) -> None:
     others = [trajectory("10", rf"\boxed{{{n}}}", id=f"{i}") for i, n in enumerate((7, 8, 10, 8, 9))]
     mine = trajectory("10", r"\boxed{6}", id="mine")
@@ -185,6 +236,8 @@ def test_nothing_to_find(grader: Grader) -> None:
         (r"\cot x", {r"\tan x"}),
         ("p - q", {"p + q"}),
         ("1011_2", {"1010_2", "1100_2"}),
+        ("$5 million", {"$4 million", "$6 million", "$7 million"}),
+        ("-$5.00", {"-$7.00", "-$3.00"}),
         (r"\text{(C)}", {r"\text{(A)}", r"\text{(B)}", r"\text{(D)}"}),
     ],
 )

@@ -131,10 +131,52 @@ def test_a_bad_trajectory_is_named_with_its_line(tmp_path: Path, row: object, me
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"question": "\ud83d"},
+        {"steps": ["a", "b \ud83d"]},
+        {"gold_answer": "\ud83d"},
+        {"final_answer": "\ude00"},
+        {"tags": {"\ud83d": "x"}},
+        {"tags": {"x": "\ud83d"}},
+        {"id": "\ud83d"},
+    ],
+    ids=str,
+)
+def test_half_of_a_surrogate_pair_in_a_trajectory_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "t.jsonl"
+    row = {"question": "Q", "steps": ["a"]} | change
+    path.write_text(json.dumps({"question": "whole \U0001f600", "steps": ["a"]}) + "\n" + json.dumps(row) + "\n")
+    problem = rf"t\.jsonl:2: field '{min(change)}' holds half of a surrogate pair"
+    with pytest.raises(InputError, match=problem) as caught:
+        list(read_trajectories(path))
+    assert str(caught.value).isascii()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trajectory_id": "\ud83d"},
+        {"source": "\ud83d"},
+        {"error": "\ud83d"},
+        {"terms": {"\ud83d": ()}},
+        {"details": {"deep": [{"\ud83d": 1}]}},
+        {"details": {"deep": [{"x": ("\ud83d",)}]}},
+    ],
+    ids=str,
+)
+def test_half_of_a_surrogate_pair_in_rewards_is_refused(change: dict[str, Any]) -> None:
+    whole: dict[str, Any] = {"trajectory_id": "a", "rewards": (), "source": "x"}
+    with pytest.raises(InputError, match=rf"field '{min(change)}' holds half of a surrogate pair"):
+        StepRewards(**whole | change)
+
+
 BAD_BYTES = {
     "broken JSON": (b'{"question": "Q", ', "broken JSON"),
     "invalid UTF-8": (b'{"question": "Q\xff"}', "byte 16 is not UTF-8"),
     "nested without end": (b"[" * 100_000, "broken JSON"),
+    "a number without end": (b'{"question": ' + b"7" * 5000 + b"}", r"broken JSON \(a number with too many digits\)"),
 }
 
 
@@ -150,18 +192,35 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path, line: bytes, message: s
 def test_missing_folder_and_torn_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"question": "Q", "steps": []}\n')[:-4])
     (tmp_path / "not.parquet").write_text("hello")
-    for name, message in (("none.jsonl", "no such file"), ("cut.jsonl.gz", "gzip"), ("not.parquet", "Parquet")):
-        with pytest.raises(InputError, match=message):
+    packed = bytearray(gzip.compress(bytes(range(256)) * 8))
+    packed[10] |= 6  # a kind of block that does not exist
+    (tmp_path / "damaged.jsonl.gz").write_bytes(packed)
+    assert write_records(tmp_path / "damaged.parquet", [Trajectory("Q", (f"step {n}",)) for n in range(2000)]) == 2000
+    whole = (tmp_path / "damaged.parquet").read_bytes()
+    (tmp_path / "damaged.parquet").write_bytes(whole[:4] + b"\xff" * 500 + whole[504:])
+    for name, message in (
+        ("none.jsonl", "no such file"),
+        ("cut.jsonl.gz", "gzip"),
+        ("damaged.jsonl.gz", "gzip"),
+        ("not.parquet", "not a Parquet file"),
+        ("damaged.parquet", "damaged after row 0"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
             list(read_trajectories(tmp_path / name))
+        assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="is a folder"):
         list(read_trajectories(tmp_path))
 
 
 def test_an_id_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    some = [Trajectory("Q", ("a",), id=name) for name in ("w", "x", "y", "x")]
     path = tmp_path / "t.jsonl"
-    path.write_text(dump_line(Trajectory("Q", ("a",), id="x")) + dump_line(Trajectory("R", ("b",), id="x")))
-    with pytest.raises(InputError, match="'x' occurs twice"):
+    path.write_text("\n".join(map(dump_line, some)))  # with blank lines between
+    with pytest.raises(InputError, match=r"t\.jsonl:7: the id 'x' occurs twice, first at \S*t\.jsonl:3; give each"):
         list(read_trajectories(path))
+    write_records(tmp_path / "t.parquet", some)
+    with pytest.raises(InputError, match=r"t\.parquet, row 4: the id 'x' occurs twice, first at \S*t\.parquet, row 2;"):
+        list(read_trajectories(tmp_path / "t.parquet"))
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "true", '"1"', "null"])
@@ -181,6 +240,20 @@ def test_rewards_beside_an_error_and_terms_of_another_length_are_refused() -> No
 
 def test_rewards_are_written_even_where_there_are_none() -> None:
     assert to_json(StepRewards("a", (), "x", error="failed"))["rewards"] == ()
+
+
+def test_the_torn_last_line_of_a_run_is_left_out_and_that_of_a_file_refused(tmp_path: Path) -> None:
+    first, second = StepRewards("a", (1.0,), "x"), StepRewards("b", (2.0,), "x")
+    torn, whole = tmp_path / "part-00000-of-00002.jsonl", tmp_path / "part-00001-of-00002.jsonl"
+    whole.write_text(dump_line(second))
+    for rest in (dump_line(second)[:-9], dump_line(second)[:-1], '{"trajectory_id": "caf\u00e9'):
+        torn.write_bytes((dump_line(first) + rest).encode()[: None if rest[-1] != "\u00e9" else -1])
+        assert list(read_rewards(tmp_path)) == [first, second]
+    with pytest.raises(InputError, match=r"part-00000-of-00002\.jsonl:2: "):
+        list(read_rewards(torn))
+    torn.write_text("broken\n" + dump_line(first))
+    with pytest.raises(InputError, match=r"part-00000-of-00002\.jsonl:1: broken JSON"):
+        list(read_rewards(tmp_path))
 
 
 def test_a_folder_without_parts_is_no_run(tmp_path: Path) -> None:

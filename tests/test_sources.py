@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -544,7 +544,7 @@ def test_plain_reads_back_its_own_trajectories_with_their_labels(write: Write) -
         ({"steps": ["a"], "question": " "}, "field 'question' must be a text that is not empty"),
         ({"steps": ["a"], "question": "q", "gold_answer": True}, "field 'gold_answer' must be a text or a number"),
         ({"steps": ["a"], "question": "q", "id": 1.5}, "field 'id' must be a text or a whole number"),
-        ({"steps": ["a"], "question": "half \ud83d"}, r"'\\ud83d' is half of a character"),
+        ({"steps": ["a"], "question": "half \ud83d"}, "field 'question' holds half of a surrogate pair"),
         (["a"], "expected a JSON object, found list"),
     ],
 )
@@ -653,8 +653,11 @@ def test_parquet_rows_keep_their_nulls(tmp_path: Path) -> None:
         ("x.json", b'[{"question": "q"},\n {"question": }]', r"x.json:2: broken JSON \(Expecting value at column 15\)"),
         ("x.json", b'{"question": "q", "steps": ["a"]}\n{"question":\n', r"x.json:2: broken JSON"),
         ("x.json", b'"\xff"', "x.json: byte 2 is not UTF-8"),
-        ("x.json", b"[" * 100_000, "x.json: nested too deep"),
+        ("x.json", b"[" * 100_000, r"x.json: broken JSON \(nested too deep\)"),
         ("x.json.gz", gzip.compress(b"[]")[:-4], "x.json.gz: not a whole gzip file"),
+        ("x.json.gz", gzip.compress(b"[]")[:10] + b"\x07" * 20, "x.json.gz: not a whole gzip file"),
+        ("x.json", b"[" + b"7" * 5000 + b"]", r"x.json: broken JSON \(a number with too many digits\)"),
+        ("x.jsonl", b"[" + b"7" * 5000 + b"]", r"x.jsonl:1: broken JSON \(a number with too many digits\)"),
         ("x.parquet.gz", b"", "x.parquet.gz: unpack this file first"),
         ("x.parquet", b"PAR1", "x.parquet: not a Parquet file"),
     ],
@@ -734,6 +737,26 @@ def test_datasets_hub_name_with_a_configuration(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InputError, match=r"^org/none: the datasets library cannot load this .*doesn't exist\)$"):
         list(read_source("datasets", ["org/none"]))
     assert asked == [("org/name-2.5", "main", "train"), ("org/none", None, None)]
+
+
+def test_datasets_that_cannot_be_loaded_or_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    import pyarrow
+
+    def load_dataset(name: str, *_: object, **__: object) -> Any:
+        if name == "script":
+            raise RuntimeError("Dataset scripts are no longer supported, but found script.py\nmore")
+
+        def rows() -> Iterator[dict[str, object]]:
+            yield {"question": "q", "steps": ["a"]}
+            raise pyarrow.ArrowInvalid("a damaged block\nmore")
+
+        return rows()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for name, problem in (("script", "Dataset scripts are no longer supported, .*py"), ("torn", "a damaged block")):
+        with pytest.raises(InputError, match=rf"^{name}: the datasets library cannot load this \({problem}\)$"):
+            list(read_source("datasets", [name]))
 
 
 # --- everything -------------------------------------------------------------------------------------------------------

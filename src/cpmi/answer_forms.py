@@ -93,7 +93,10 @@ _UNIT = re.compile(rf"(.*[0-9}}%]|.*\\pi)( ?)-?((?:{_UNIT_WORD}(?:\^\{{?[0-9]\}}
 _THOUSANDS = re.compile(r"([^,\[\](){}0-9]*)([1-9][0-9]{0,2}(?:,[0-9]{3})+)((?:\.[0-9]+)?(?![0-9])[^,\[\](){}]*)")
 
 
-@functools.lru_cache(maxsize=65536)
+MAX_LENGTH = 2000
+"""A longer text is no answer: it is left as it is but for its white space, since some rules take quadratic time."""
+
+
 def normalize_answer(text: str) -> str:
     r"""The canonical text of an answer; normalizing again changes nothing.
 
@@ -101,6 +104,13 @@ def normalize_answer(text: str) -> str:
     degree signs, thousands separators, trailing periods and zeros; ``\dfrac12`` is ``\frac{1}{2}``, ``\$1,000.00`` is
     ``1000``, ``20\%`` is ``20%``, ``(A)`` is ``A``. Case is kept: letters may be variables.
     """
+    if len(text) > MAX_LENGTH:
+        text = " ".join(text.split())
+    return _normalize(text) if len(text) <= MAX_LENGTH else text
+
+
+@functools.lru_cache(maxsize=65536)
+def _normalize(text: str) -> str:
     while (simpler := _simplify(text)) != text:
         text = simpler
     return text
@@ -170,17 +180,21 @@ def parse_number(text: str) -> Number | None:
 
 def box_content(text: str) -> tuple[str, int] | None:
     """Content of the last whole box that is not empty, and where the box ends."""
-    for match in reversed(list(_BOX.finditer(text))):
-        end = _closing_brace(text, match.end())
-        if end is not None and text[match.end() : end].strip():
-            return text[match.end() : end], end + 1
+    starts = [match.end() for match in _BOX.finditer(text)]
+    ends = _closing_braces(text, starts[0]) if starts else {}
+    for start in reversed(starts):
+        end = ends.get(start)
+        if end is not None and text[start:end].strip():
+            return text[start:end], end + 1
     return None
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    depth = 1
+def _closing_braces(text: str, start: int) -> dict[int, int]:
+    """What each opening brace holds, from the one just before ``start`` on: where it begins -> where it ends."""
+    opened, ends = [start], {}
     for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
-        if depth == 0:
-            return match.start()
-    return None
+        if match[0] == "{":
+            opened.append(match.end())
+        elif match[0] == "}" and opened:
+            ends[opened.pop()] = match.start()
+    return ends

@@ -29,14 +29,14 @@ __all__ = [
 
 # --- the answer in a solution ---------------------------------------------------------------------------------------
 
-_HASHES = re.compile(r"####[ \t]*(\S[^\n]*?)\s*\Z")
+_HASHES = re.compile(r"####[ \t]*(\S.*)")
 _JSON_ANSWER = re.compile(r"\"(?:final_)?answer\"\s*:\s*(\"(?:[^\"\\]|\\.)*\"|[^\s,}\]]+)", re.IGNORECASE)
 _CUE = re.compile(
     r"(?:\b(?:answer|final\s+solution)\b(?:\s+(?:to|for)\b[^.:\n]{0,100}?)?)"
     r"[\s*_\")]*(?:\]|\b(?:is|are)\b|[:=])[\s*_:]*",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"\n|\.(?=\s|\*|$)|,?\s(?:because|since)\b|\s*I hope\b")
+_SENTENCE_END = re.compile(r"\n|\.(?=\s|\*|$)|,?\s(?:because|since)\b|\s?I hope\b")
 _DELIMITED = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\*\*(.+?)\*\*", re.DOTALL)
 
 
@@ -49,7 +49,7 @@ def extract_answer(text: str) -> str | None:
     """
     if (boxed := box_content(text)) is not None:
         return boxed[0].strip()
-    if match := _HASHES.search(text):
+    if match := _HASHES.search(text.rstrip().rpartition("\n")[2]):
         return match[1].strip()
     for match in reversed(list(_JSON_ANSWER.finditer(text))):
         return _json_text(match[1])
@@ -124,7 +124,8 @@ def _last_of_kind(gold: str, text: str) -> str | None:
 # --- numbers in a text ----------------------------------------------------------------------------------------------
 
 _LABEL = re.compile(
-    r"^[ \t]*[#*_]*[ \t]*[0-9]+[.)](?=\s)|\b(?:step|case|part|question|problem|method|equation|option)\s+[0-9]+[.:)]?",
+    r"^[ \t]*(?:[#*_]+[ \t]*)?[0-9]+[.)](?=\s)"
+    r"|\b(?:step|case|part|question|problem|method|equation|option)\s+[0-9]+[.:)]?",
     re.IGNORECASE | re.MULTILINE,
 )
 _TOKEN = re.compile(

@@ -176,7 +176,9 @@ def _checked_output(output: Path | None, files: list[str] | None, gold: Path | N
 def label(
     trajectories: Annotated[Path, typer.Argument(help="trajectories.jsonl, as cpmi prepare writes it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; an unfinished one goes on.")],
-    model: Annotated[str, typer.Option(help="hf:PATH_OR_HUB_ID, smollm2 (embedded) or toy:.")] = "smollm2",
+    model: Annotated[
+        str, typer.Option(help="hf:PATH_OR_HUB_ID, smollm2 (a small one for trying out) or toy:.")
+    ] = "smollm2",
     method: Annotated[Method, typer.Option(help="How to label.")] = "cpmi",
     context: Annotated[Context, typer.Option(help="What the step is shown with and without.")] = "marginal",
     negatives: Annotated[int, typer.Option(min=0, help="M: wrong answers to contrast with.")] = 4,
@@ -202,7 +204,7 @@ def label(
     shard: Annotated[str, typer.Option(help="i/n: label the i-th (from 0) of n parts.")] = "0/1",
     dtype: Annotated[str, typer.Option(help="auto (the model's own), float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Trajectories between two writes to disk.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Trajectories between two writes to disk.")] = 8,
     batch_tokens: Annotated[int, typer.Option(min=0, help="Tokens in one forward pass; 0: what suits.")] = 0,
     retry_errors: Annotated[bool, typer.Option(help="Try trajectories again that ended in an error.")] = False,
     as_json: Json = False,
@@ -233,10 +235,11 @@ def label(
         with progress_display("labeling") as update:
             progress = run_job(job, update)
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped; {output} keeps what is labeled, and the same command goes on there", err=True)
+        kept = f"; {output} keeps what is labeled, and the same command goes on there" if output.exists() else ""
+        typer.echo(f"\nstopped{kept}", err=True)
         raise typer.Exit(130) from None
     _print_summary(progress, output, as_json=as_json)
-    if progress.failed and not progress.rewarded and not progress.before:
+    if progress.done and progress.failed + progress.failed_before == progress.done:
         raise CpmiError("no trajectory could be labeled")
 
 
@@ -247,11 +250,13 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def _print_summary(progress: Progress, output: Path, *, as_json: bool) -> None:
     if as_json:
-        summary = asdict(progress) | {"output": str(output)}
-        _print_json(summary)
+        counts = {name: getattr(progress, name) for name in ("total", "before", "failed_before", "rewarded", "failed")}
+        _print_json(counts | {"errors": progress.errors, "cost": asdict(progress.cost), "output": str(output)})
         return
     labeled = f"{progress.rewarded} labeled, {progress.failed} failed"
     before = f", {progress.before} already there" if progress.before else ""
+    if progress.failed_before:
+        before += f" ({progress.failed_before} of them failed; --retry-errors tries those again)"
     typer.echo(f"{labeled}{before} of {progress.total} -> {output}")
     for error, count in progress.errors.most_common(5):
         typer.echo(f"  failed, {count}: {error}")
@@ -263,13 +268,14 @@ def _print_summary(progress: Progress, output: Path, *, as_json: bool) -> None:
 @app.command()
 def export(
     run: Run,
-    to: Annotated[ExportFormat, typer.Option(help="stepwise: TRL's rows, the rewards as soft labels.")],
+    to: Annotated[ExportFormat, typer.Option(help="stepwise: TRL's rows, the rewards as they are.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     trajectories: Trajectories = None,
 ) -> None:
     """Write a run as one file that others can read."""
     from cpmi.export import export as export_run
 
+    _note_missing_parts(run)
     count, failed = export_run(run, to, output, trajectories)
     typer.echo(f"{count} rows -> {output}" + (f" ({failed} attempts had failed)" if failed else ""))
 
@@ -292,6 +298,7 @@ def show(
     from cpmi.records import read_rewards, to_json
 
     by_id = labeled_trajectories(run, trajectories)
+    _note_missing_parts(run)
     records = (record for record in read_rewards(run) if not only or record.trajectory_id in only)
     pairs = [(trajectory_of(by_id, record), record) for record in islice(records, limit)]
     if only and len(pairs) < min(limit, len(set(only))):
@@ -301,6 +308,16 @@ def show(
         _print_json([{"trajectory": to_json(t), "rewards": to_json(r)} for t, r in pairs])
         return
     show_trajectories(pairs, color_scale(read_rewards(run)), Console(highlight=False))
+
+
+def _note_missing_parts(run: Path) -> None:
+    from cpmi.runs import RunDirectory
+
+    if not run.is_dir():
+        return
+    done, parts = RunDirectory.open(run).parts_done()
+    if done < parts:
+        typer.echo(f"cpmi: {run} is not finished: {done} of {parts} parts are complete", err=True)
 
 
 def _print_json(value: Any) -> None:

@@ -44,9 +44,11 @@ def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
     with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, rates="")
-        start = time.monotonic()
+        start = 0.0
 
         def update(progress: Progress) -> None:
+            nonlocal start
+            start = start or time.monotonic()  # the first call comes when the model is loaded
             rates = _rates(progress, time.monotonic() - start)
             bar.update(task, total=progress.total, completed=progress.done, rates=rates)
 
@@ -54,12 +56,14 @@ def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
 
 
 def _lines(title: str) -> Callable[[Progress], None]:
-    start = last = time.monotonic()
+    start = last = 0.0
 
     def update(progress: Progress) -> None:
-        nonlocal last
+        nonlocal start, last
         now = time.monotonic()
-        if now - last >= _SECONDS_BETWEEN_LINES or progress.done == progress.total:
+        if not start:  # the first call comes when the model is loaded
+            start = last = now
+        elif now - last >= _SECONDS_BETWEEN_LINES or progress.done == progress.total:
             last = now
             line = f"{title}: {progress.done}/{progress.total}, {_rates(progress, now - start)}"
             print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal's module
@@ -71,7 +75,9 @@ def _rates(progress: Progress, seconds: float) -> str:
     """Speed of this attempt, and the time left at that speed."""
     here = progress.rewarded + progress.failed
     tokens = progress.cost.tokens_scored + progress.cost.tokens_generated
-    left = (progress.total - progress.done) * seconds / here if here else 0.0
+    if not here:
+        return ""
+    left = (progress.total - progress.done) * seconds / here
     failed = f", {progress.failed} failed" if progress.failed else ""
     return f"{here / seconds:.2f} trajectories/s, {tokens / seconds:,.0f} tokens/s, {_duration(left)} left{failed}"
 

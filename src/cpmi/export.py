@@ -36,6 +36,8 @@ def export(run: Path, to: Format, output: Path, trajectories: Path | None = None
     suffixes = {"jsonl": (".jsonl", ".gz"), "parquet": (".parquet",), "stepwise": (".jsonl", ".gz", ".parquet")}[to]
     if output.suffix not in suffixes:
         raise InputError(f"{output}: --to {to} writes {' or '.join(suffixes)}; name the output so")
+    if output.resolve() in {path.resolve() for path in _sources(run, trajectories)}:
+        raise InputError(f"{output} is one of the files that would be read; choose another --output")
     failed = 0
 
     def records() -> Iterator[StepRewards]:
@@ -52,6 +54,13 @@ def export(run: Path, to: Format, output: Path, trajectories: Path | None = None
     return write_rows(output, rows, columns), failed
 
 
+def _sources(run: Path, trajectories: Path | None) -> list[Path]:
+    if not run.is_dir():
+        return [run, *([trajectories] if trajectories else [])]
+    read = Path(RunDirectory.open(run).manifest.get("input", {}).get("path", ""))
+    return [trajectories or read, *run.iterdir()]
+
+
 def labeled_trajectories(run: Path, path: Path | None = None) -> dict[str, Trajectory]:
     """The trajectories that a run labeled, by id: from ``path``, or from where the run's manifest says they were.
 
@@ -63,8 +72,8 @@ def labeled_trajectories(run: Path, path: Path | None = None) -> dict[str, Traje
     if path is None:
         if not run.is_dir():
             raise InputError(f"{run} is a file, so its trajectories must be named: --trajectories FILE")
-        path = Path(RunDirectory.open(run).manifest["input"]["path"])
-        if not path.exists():
+        path = Path(RunDirectory.open(run).manifest.get("input", {}).get("path", ""))
+        if not path.is_file():
             raise InputError(f"{run}: its trajectories are no longer at {path}; name them with --trajectories FILE")
     return {trajectory.id: trajectory for trajectory in read_trajectories(path)}
 

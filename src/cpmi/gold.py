@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, assert_never
 
 from cpmi.answer_forms import box_content
 from cpmi.errors import InputError
@@ -27,8 +27,11 @@ def _letters(question: str) -> str:
     return "".join(c for c in question.lower() if c.isalnum() or c in "+-*/^=<>!%|")
 
 
+Level = Literal["exact", "spacing", "letters"]
+Outcome = Literal[Level, "unmatched", "ambiguous", "already", "conflicting"]
+
 # How two question texts are compared, the strictest way first.
-_LEVELS: dict[str, Callable[[str], str]] = {"exact": str, "spacing": _spacing, "letters": _letters}
+_LEVELS: dict[Level, Callable[[str], str]] = {"exact": str, "spacing": _spacing, "letters": _letters}
 
 
 @dataclass(slots=True)
@@ -40,7 +43,7 @@ class GoldAnswers:
         without_answer: how many rows had no answer, and so are not here.
     """
 
-    keys: dict[str, dict[str, str | None]] = field(default_factory=lambda: {level: {} for level in _LEVELS})
+    keys: dict[Level, dict[str, str | None]] = field(default_factory=lambda: {level: {} for level in _LEVELS})
     without_answer: int = 0
 
     def add(self, question: str, answer: str) -> None:
@@ -51,7 +54,7 @@ class GoldAnswers:
             if known != answer:
                 self.keys[level][key] = None
 
-    def find(self, question: str) -> tuple[str, str | None]:
+    def find(self, question: str) -> tuple[Outcome, str | None]:
         """How the question was found (``exact``, ``spacing``, ``letters``), and its answer.
 
         The first way that knows the question decides; ``ambiguous`` if it knows two answers, ``unmatched`` if none
@@ -86,6 +89,26 @@ class JoinReport:
     ambiguous: int = 0
     already: int = 0
     conflicting: int = 0
+
+    def count(self, outcome: Outcome) -> None:
+        """Count one trajectory under what came of it."""
+        match outcome:
+            case "exact":
+                self.exact += 1
+            case "spacing":
+                self.spacing += 1
+            case "letters":
+                self.letters += 1
+            case "unmatched":
+                self.unmatched += 1
+            case "ambiguous":
+                self.ambiguous += 1
+            case "already":
+                self.already += 1
+            case "conflicting":
+                self.conflicting += 1
+            case _:
+                assert_never(outcome)
 
     @property
     def normalized(self) -> int:
@@ -207,6 +230,6 @@ def join_gold(
             outcome = "already" if answer == trajectory.gold_answer else "conflicting"
         elif trajectory.gold_answer is not None:
             outcome = "already"
-        setattr(report, outcome, getattr(report, outcome) + 1)
+        report.count(outcome)
         wanted = answer is not None and (trajectory.gold_answer is None or replace)
         yield dataclasses.replace(trajectory, gold_answer=answer) if wanted else trajectory

@@ -85,7 +85,12 @@ class Grader:
         """
         first, second = sorted((normalize_answer(a), normalize_answer(b)))
         settled = settle(first, second)
-        return self._judge(first, second) if settled is None else settled
+        if settled is not None:
+            return settled
+        try:
+            return self._judge(first, second)
+        except _WorkerDiedError:  # not remembered: it says nothing about the pair
+            return Verdict.UNDECIDED
 
     def close(self) -> None:
         """End the worker process."""
@@ -109,8 +114,12 @@ class Grader:
                 self._worker.end()
                 self._worker = None
                 if timed_out:
-                    break
-        return Verdict.UNDECIDED
+                    return Verdict.UNDECIDED
+        raise _WorkerDiedError
+
+
+class _WorkerDiedError(Exception):
+    """The worker died twice at one pair, and neither time by its limit: something outside ends it."""
 
 
 class _Worker:
@@ -233,7 +242,7 @@ _Numbers = tuple[str, tuple[tuple[str, Number], ...]]  # brackets; (variable or 
 @functools.lru_cache(maxsize=65536)
 def _read_numbers(text: str) -> _Numbers | None:
     """A number, or a list, set, tuple or interval of numbers, each perhaps with a variable (``x=5``)."""
-    match = _LIST.fullmatch(text)
+    match = _LIST.fullmatch(text) if len(text) <= MAX_LENGTH else None
     if match is None:
         return None
     items = []

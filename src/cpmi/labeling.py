@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpmi.errors import InputError
+from cpmi.grader import Grader
 from cpmi.labelers.cpmi import CPMI, CPMISettings
 from cpmi.labelers.negatives import SiblingAnswers
 from cpmi.models import ModelSettings, open_model
@@ -17,9 +18,9 @@ from cpmi.records import Trajectory, read_trajectories
 from cpmi.runs import Part, Progress, RunDirectory, Shard, attempt, run_part
 
 if TYPE_CHECKING:
-    from cpmi.grader import Grader
-
-METHODS = ("cpmi",)
+    from cpmi.models.hf import HFModel
+    from cpmi.models.toy import ToyModel
+    from cpmi.protocols import StepRewarder
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class LabelJob:
     settings: CPMISettings = field(default_factory=CPMISettings)
     shard: Shard = Shard()
     limit: int | None = None
-    batch_size: int = 16
+    batch_size: int = 8
     retry_errors: bool = False
 
 
@@ -89,20 +90,12 @@ def label(job: LabelJob, on_progress: Callable[[Progress], None] = lambda _: Non
         raise InputError(f"method {job.method!r} is unknown; use one of {', '.join(METHODS)}")
     scan = InputScan.of(job)
     settings = _manifest(job, scan)
-    if (job.output / "manifest.json").exists():
-        run = RunDirectory.open(job.output)
-        run.require_same(settings)  # before a model is loaded for nothing
-        with Part(run, job.shard, retry_errors=job.retry_errors) as part:
-            if part.is_done:
-                return Progress(scan.total, before=scan.total)
-    else:
-        RunDirectory.refuse_foreign(job.output)
-    from cpmi.grader import Grader
-
+    if (done := _done_before(job, scan, settings)) is not None:
+        return done
     model = open_model(job.model)
     with Grader() as grader:
-        rewarder = _open_cpmi(job, model, scan, grader)
-        run = RunDirectory.create_or_resume(job.output, settings | {"engine": model.describe()})
+        rewarder = METHODS[job.method](job, model, scan, grader)
+        run = RunDirectory.create_or_resume(job.output, settings | rewarder.describe())
         with Part(run, job.shard, retry_errors=job.retry_errors) as part, attempt(run, job.shard) as outcome:
             progress = run_part(
                 rewarder,
@@ -118,7 +111,22 @@ def label(job: LabelJob, on_progress: Callable[[Progress], None] = lambda _: Non
     return progress
 
 
+def _done_before(job: LabelJob, scan: InputScan, settings: dict[str, Any]) -> Progress | None:
+    """What there is to say if nothing is left to do; refuses a wrong folder before a model is loaded for nothing."""
+    if not (job.output / "manifest.json").exists():
+        RunDirectory.refuse_foreign(job.output)
+        return None
+    run = RunDirectory.open(job.output)
+    run.require_same(settings)
+    with Part(run, job.shard) as part:
+        # A line may have been taken out by hand, so that the mark alone does not count.
+        if part.is_done and len(part.ids) >= scan.total and not (job.retry_errors and part.errors):
+            return Progress(scan.total, before=scan.total, failed_before=part.errors)
+    return None
+
+
 def _manifest(job: LabelJob, scan: InputScan) -> dict[str, Any]:
+    """What is known of the run before the model is loaded; ``StepRewarder.describe`` adds the rest."""
     return {
         "method": job.method,
         "input": {
@@ -126,12 +134,14 @@ def _manifest(job: LabelJob, scan: InputScan) -> dict[str, Any]:
             "sha256": scan.sha256,
             "trajectories": scan.trajectories,
         },
-        "model": {"name": job.model.name, "dtype": job.model.dtype},
         "settings": asdict(job.settings),
         "shards": job.shard.count,
     }
 
 
-def _open_cpmi(job: LabelJob, model: Any, scan: InputScan, grader: Grader) -> CPMI:
+def _cpmi(job: LabelJob, model: HFModel | ToyModel, scan: InputScan, grader: Grader) -> StepRewarder:
     sampled = job.settings.negatives.uses("sampled")
     return CPMI(model, job.settings, grader=grader, siblings=scan.siblings, sampler=model if sampled else None)
+
+
+METHODS: dict[str, Callable[[LabelJob, HFModel | ToyModel, InputScan, Grader], StepRewarder]] = {"cpmi": _cpmi}

@@ -83,7 +83,7 @@ CUES = (
     Template(_PLAIN, "The answer is: {answer}"),
     Template(_PLAIN, "Answer: {answer}"),
     Template(_PLAIN, "Result = {answer}"),
-    Template(_PLAIN, "So the final answer is {answer}"),
+    Template(_PLAIN, "Therefore: {answer}"),
 )
 """Diversity by cue alone: one instruction, so all share the trunk and each costs a few tokens more."""
 
@@ -247,7 +247,8 @@ def _context_ends(
         for length in range(len(context)):
             before, here = context[:length], context[: length + 1]
             if here not in ends:
-                ends[here] = builder.insert(ends[before], step_ids[context[length]])[-1]
+                path = builder.insert(ends[before], step_ids[context[length]])
+                ends[here] = path[-1] if path else ends[before]  # a tokenizer may have nothing for a step's characters
     return ends
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cpmi.errors import InputError
 from cpmi.records import JSON, Cost, StepRewards, Trajectory
 
 IntArray = npt.NDArray[np.int64]
@@ -83,7 +84,7 @@ class Truncation:
 
     def __post_init__(self) -> None:
         if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError("top_k must be 0 or more, top_p in (0, 1]")
+            raise InputError("top_k must be 0 or more, top_p above 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,5 +194,5 @@ class StepRewarder(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Every setting that could change the numbers, as JSON; a run that goes on must have the same."""
+        """Every setting that could change the numbers, as JSON, for the manifest; a run that goes on has the same."""
         ...

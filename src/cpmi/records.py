@@ -6,6 +6,7 @@ Each is a frozen dataclass that checks itself when it is made, and has one JSON 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -13,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +41,8 @@ class Trajectory:
         id: stable name; by default a hash of question, steps and gold answer.
 
     Raises:
-        InputError: a field has the wrong type, or ``step_labels`` is not as long as ``steps``.
+        InputError: a field has the wrong type or is no text that a file can hold, or ``step_labels`` is not as long as
+            ``steps``.
     """
 
     question: str
@@ -62,9 +65,11 @@ class Trajectory:
         texts = isinstance(self.tags, dict) and _all((*self.tags, *self.tags.values()), str)
         _check(texts, "tags", "an object of texts")
         _check(isinstance(self.id, str), "id", "a text")
+        for name in ("question", "steps", "gold_answer", "final_answer", "tags", "id"):
+            _check_unicode(name, getattr(self, name))
         if not self.id:
             content = _ENCODE([self.question, list(self.steps), self.gold_answer])
-            object.__setattr__(self, "id", hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16])
+            object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:16])
 
     @property
     def first_error(self) -> int | None:
@@ -108,8 +113,8 @@ class StepRewards:
         error: why the trajectory could not be rewarded, in one line.
 
     Raises:
-        InputError: a wrong type, a number that is not finite, terms of another length than the rewards, or rewards
-            beside an error.
+        InputError: a wrong type, a number that is not finite, a text that no file can hold, terms of another length
+            than the rewards, or rewards beside an error.
     """
 
     trajectory_id: str
@@ -131,6 +136,8 @@ class StepRewards:
             _check(finite, name, "a list of finite numbers")
             if len(values) != len(self.rewards):
                 raise InputError(f"term {name!r} has {len(values)} numbers for {len(self.rewards)} rewards")
+        for name in ("trajectory_id", "source", "terms", "details", "error"):
+            _check_unicode(name, getattr(self, name))
         if self.error is not None and self.rewards:
             raise InputError("a line with an error cannot have rewards")
 
@@ -141,6 +148,24 @@ Record = TypeVar("Record", Trajectory, StepRewards)
 def _check(ok: bool, name: str, expected: str) -> None:
     if not ok:
         raise InputError(f"field {name!r} must be {expected}")
+
+
+def _check_unicode(name: str, value: object) -> None:
+    """JSON can spell half of a surrogate pair, in texts and in names; no file can hold it."""
+    values = [value]
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                half = ascii(value[error.start])
+                problem = f"field {name!r} holds half of a surrogate pair, which is not text; mend or remove {half}"
+                raise InputError(problem) from error
+        elif isinstance(value, Mapping):
+            values += (*value, *value.values())
+        elif isinstance(value, list | tuple):
+            values += value
 
 
 def _all(values: object, kind: Any) -> bool:
@@ -214,26 +239,51 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
         InputError: a missing file, invalid UTF-8, or a line that is not JSON, each with its place.
     """
     path = Path(path)
+    yield from ((_place(path, number), row) for number, row in _numbered_rows(path))
+
+
+def _place(path: Path, number: int) -> str:
+    return f"{path}, row {number}" if path.suffix == ".parquet" else f"{path}:{number}"
+
+
+def _numbered_rows(path: Path, *, growing: bool = False) -> Iterator[tuple[int, Any]]:
+    """The rows and their numbers (of the line, or of the row in Parquet).
+
+    Args:
+        growing: the file may still be written to, or its writer was killed: a last line without its end is left out.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if path.is_dir():
         raise InputError(f"{path} is a folder; a file is needed here")
-    yield from (_parquet_rows(path) if path.suffix == ".parquet" else _json_lines(path))
+    yield from (_parquet_rows(path) if path.suffix == ".parquet" else _json_lines(path, growing=growing))
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with open_bytes(path) as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise InputError(f"{path}: not a whole gzip file ({error})") from error
+def _json_lines(path: Path, *, growing: bool) -> Iterator[tuple[int, Any]]:
+    with unpacking(path), open_bytes(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if growing and not line.endswith(b"\n"):
+                return
+            if line.strip():
+                yield number, parse_line(line, _place(path, number))
 
 
 def open_bytes(path: Path) -> IO[bytes]:
     """Open a file for reading bytes, unpacking ``.gz``."""
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+@contextlib.contextmanager
+def unpacking(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a damaged ``.gz`` file.
+
+    Raises:
+        InputError: the file is cut off, damaged, or not packed at all.
+    """
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a whole gzip file ({error})") from error
 
 
 def parse_line(line: bytes, place: str) -> Any:
@@ -246,26 +296,40 @@ def parse_line(line: bytes, place: str) -> Any:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{place}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        problem = (
-            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
-        )
-        raise InputError(f"{place}: broken JSON ({problem}); mend or remove this line") from error
+    except (ValueError, RecursionError) as error:
+        column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(f"{place}: broken JSON ({json_problem(error)}{column}); mend or remove this line") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def json_problem(error: ValueError | RecursionError) -> str:
+    """What ``json.loads`` found wrong, without its place."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "nested too deep" if isinstance(error, RecursionError) else "a number with too many digits"
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
     import pyarrow
     import pyarrow.parquet
 
+    broken = (pyarrow.ArrowException, OSError, ValueError)  # ValueError: a text that is not UTF-8, a date out of range
     try:
         table = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+    except broken as error:
+        raise InputError(f"{path}: not a Parquet file ({first_line(error)})") from error
     number = 0
-    for batch in table.iter_batches(batch_size=256):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}, row {number}", {k: _from_parquet(k, v) for k, v in row.items() if v is not None}
+    try:
+        for batch in table.iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, {k: _from_parquet(k, v) for k, v in row.items() if v is not None}
+    except broken as error:
+        raise InputError(f"{path}: damaged after row {number} ({first_line(error)}); replace this file") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its kind if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 _JSON_COLUMNS = ("tags", "terms", "details", "cost")  # objects without fixed fields; Parquet holds them as JSON text
@@ -275,7 +339,7 @@ def _from_parquet(name: str, value: Any) -> Any:
     if name in _JSON_COLUMNS and isinstance(value, str):
         try:
             return json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return value  # the record's own check says what is wrong with it
     return value
 
@@ -286,32 +350,41 @@ def read_records(kind: type[Record], path: Path) -> Iterator[Record]:
     Raises:
         InputError: with the line or row of the first record that is not one.
     """
-    for place, row in read_rows(path):
+    yield from (record for _, record in _numbered_records(kind, Path(path)))
+
+
+def _numbered_records(kind: type[Record], path: Path, *, growing: bool = False) -> Iterator[tuple[int, Record]]:
+    for number, row in _numbered_rows(path, growing=growing):
         try:
             record = from_json(kind, row)
         except InputError as error:
-            raise InputError(f"{place}: {error}") from error
-        yield record
+            raise InputError(f"{_place(path, number)}: {error}") from error
+        yield number, record
 
 
 def read_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
     """Stream the trajectories of a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file.
 
     Raises:
-        InputError: a missing file or a bad record (with its line); a repeated id.
+        InputError: a missing file or a bad record (with its line); a repeated id (with both lines).
     """
-    seen: set[str] = set()
-    for trajectory in read_records(Trajectory, Path(path)):
-        if trajectory.id in seen:
-            raise InputError(f"{path}: the id {trajectory.id!r} occurs twice; give each trajectory its own id")
-        seen.add(trajectory.id)
+    path = Path(path)
+    seen: dict[str, int] = {}
+    for number, trajectory in _numbered_records(Trajectory, path):
+        first = seen.setdefault(trajectory.id, number)
+        if first != number:
+            raise InputError(
+                f"{_place(path, number)}: the id {trajectory.id!r} occurs twice, first at {_place(path, first)}; "
+                "give each trajectory its own id"
+            )
         yield trajectory
 
 
 def read_rewards(path: str | os.PathLike[str]) -> Iterator[StepRewards]:
     """Stream the step rewards of a run directory (all its parts, in order) or of a file.
 
-    Lines with ``error`` come too: look at ``StepRewards.error``.
+    Lines with ``error`` come too: look at ``StepRewards.error``. The last line of a part may still be in the making, or
+    torn by a kill: in a run directory it is left out while it has no end.
 
     Raises:
         InputError: nothing there, or a bad record (with its line).
@@ -324,7 +397,7 @@ def read_rewards(path: str | os.PathLike[str]) -> Iterator[StepRewards]:
     if not parts:
         raise InputError(f"{path}: no part-*.jsonl in this folder; is it the output of cpmi label?")
     for part in parts:
-        yield from read_records(StepRewards, part)
+        yield from (record for _, record in _numbered_records(StepRewards, part, growing=True))
 
 
 Column = Literal["text", "texts", "numbers", "flags"]

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
+import errno
 import hashlib
 import json
+import logging
 import os
 import platform
 import socket
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -34,6 +36,8 @@ from cpmi import __version__
 from cpmi.errors import CpmiError, InputError
 from cpmi.protocols import StepRewarder
 from cpmi.records import Cost, StepRewards, Trajectory, dump_line, from_json, parse_line
+
+logger = logging.getLogger("cpmi")
 
 FORMAT = 1
 
@@ -58,7 +62,7 @@ class Shard:
         return cls(int(index), int(count))
 
     def holds(self, trajectory_id: str) -> bool:
-        digest = hashlib.sha256(trajectory_id.encode("utf-8", "surrogatepass")).digest()
+        digest = hashlib.sha256(trajectory_id.encode()).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.index
 
     @property
@@ -131,16 +135,38 @@ class RunDirectory:
             InputError: with every field that differs, there and here.
         """
         there, here = _flat({name: self.manifest.get(name) for name in settings}), _flat(_as_json(settings))
-        names = [n for n in sorted(there.keys() | here.keys()) if there.get(n) != here.get(n) and n != "input.path"]
+        ignored = {"input.path"}
+        if there.get("engine.revision") is not None and there["engine.revision"] == here.get("engine.revision"):
+            ignored.add("engine.model")  # the same model under another path
+        names = [n for n in sorted(there.keys() | here.keys()) if there.get(n) != here.get(n) and n not in ignored]
         if names:
             listed = "; ".join(f"{name}: {there.get(name)!r} there, {here.get(name)!r} here" for name in names)
             raise InputError(f"{self.path} belongs to a run with other settings ({listed}); choose another --output")
+        if self.manifest.get("cpmi") != __version__:
+            logger.warning("%s was begun by cpmi %s, this is %s", self.path, self.manifest.get("cpmi"), __version__)
 
     def note_attempt(self, event: str, **fields: Any) -> None:
         """Append a line to ``attempts.jsonl``."""
-        line = json.dumps({"event": event, "time": _now(), "pid": os.getpid(), **fields}, ensure_ascii=False)
-        with (self.path / "attempts.jsonl").open("a", encoding="utf-8") as file:
+        line = json.dumps({"event": event, "time": _now(), "pid": os.getpid(), **fields})
+        path = self.path / "attempts.jsonl"
+        with _writing(path), path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def parts_done(self) -> tuple[int, int]:
+        """How many parts are complete, and of how many."""
+        return len(list(self.path.glob("part-*.done"))), int(self.manifest.get("shards", 1))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """One line for a file that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CpmiError(
+            f"{path}: cannot be written ({error.strerror}); what is labeled so far is kept: make room and run the same "
+            "command again"
+        ) from error
 
 
 def _now() -> str:
@@ -164,18 +190,27 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def _write_once(path: Path, text: str) -> bool:
     """Write a file whole, unless it is there already; return whether it was written. Several may try at once."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(partial, path)
-    except FileExistsError:
-        return False
+        with _writing(path):
+            partial.write_text(text, encoding="utf-8")
+            _link(partial, path)
+    except CpmiError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            return False
+        raise
     finally:
         partial.unlink(missing_ok=True)
     return True
+
+
+def _link(partial: Path, path: Path) -> None:
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        partial.replace(path)  # a file system without hard links
 
 
 # --- one part -------------------------------------------------------------------------------------------------------
@@ -203,7 +238,8 @@ class Part:
             if kept is not None:
                 self._done_file.unlink(missing_ok=True)
                 self._replace(kept)
-            self._file = opened.enter_context(self.path.open("ab"))
+            # Unbuffered: what a full disk refuses must not be written again when the file is closed.
+            self._file = opened.enter_context(self.path.open("ab", buffering=0))
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -219,10 +255,14 @@ class Part:
         return self._done_file.exists()
 
     def _lock(self, file: IO[str]) -> None:
+        import fcntl  # not on Windows, where runs can be read all the same
+
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{self.path}: another process is writing this part; wait for it or stop it") from error
+        except OSError as error:
+            raise InputError(f"{self.path}: this file system cannot lock files ({error.strerror})") from error
 
     def _read(self, *, keep_errors: bool) -> list[bytes] | None:
         """Collect the ids that are there; the lines to keep, or None if that is all of them.
@@ -255,11 +295,12 @@ class Part:
 
     def _replace(self, lines: Iterable[bytes]) -> None:
         partial = self.path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        with _writing(self.path):
+            with partial.open("wb") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
 
     def append(self, records: Iterable[StepRewards]) -> None:
         """Write whole lines, and return when they are on the disk.
@@ -268,23 +309,17 @@ class Part:
             CpmiError: the disk is full or cannot be written; what was there before stays good.
         """
         records = list(records)
-        try:
-            self._file.write("".join(dump_line(record) for record in records).encode("utf-8", "surrogatepass"))
-            self._sync()
-        except OSError as error:
-            raise CpmiError(
-                f"{self.path}: cannot be written ({error.strerror}); what is labeled so far is kept: make room and "
-                "run the same command again"
-            ) from error
+        data = "".join(dump_line(record) for record in records).encode()
+        with _writing(self.path):
+            while data:
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
         self.ids.update(record.trajectory_id for record in records)
         self.errors += sum(record.error is not None for record in records)
 
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
     def mark_done(self) -> None:
-        self._done_file.touch()
+        with _writing(self._done_file):
+            self._done_file.touch()
 
 
 # --- running --------------------------------------------------------------------------------------------------------
@@ -297,10 +332,12 @@ class Progress:
     Attributes:
         total: trajectories of this shard (within ``limit``).
         before: of these, how many an earlier attempt had done.
+        failed_before: of those, how many ended in an error.
     """
 
     total: int
     before: int = 0
+    failed_before: int = 0
     rewarded: int = 0
     failed: int = 0
     cost: Cost = Cost()
@@ -326,7 +363,7 @@ def run_part(
     shard: Shard,
     total: int,
     *,
-    batch_size: int = 16,
+    batch_size: int = 8,
     complete: bool = True,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Progress:
@@ -336,7 +373,7 @@ def run_part(
         total: how many trajectories of the shard will come, for progress.
         complete: these are all the trajectories of the shard, so that the part is marked as done in the end.
     """
-    progress = Progress(total)
+    progress = Progress(total, failed_before=part.errors)
 
     def todo() -> Iterator[Trajectory]:
         for trajectory in trajectories:
@@ -347,6 +384,7 @@ def run_part(
             else:
                 yield trajectory
 
+    on_progress(progress)  # the clock starts here
     stream = todo()
     while batch := list(islice(stream, batch_size)):
         records = rewarder.rewards(batch)

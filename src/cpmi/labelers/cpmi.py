@@ -13,6 +13,7 @@ Lee, Hong, Lee: "Efficient Process Reward Modeling via Contrastive Mutual Inform
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cpmi.errors import InputError
 from cpmi.grader import Grader
 from cpmi.labelers.negatives import NegativeSettings, SiblingAnswers, find_negatives
 from cpmi.prompts import (
@@ -51,6 +53,9 @@ class CPMISettings:
             likeliest, found anew with and without the step.
         weight: w, the weight of the wrong answers.
         truncation: renormalize each distribution over its likeliest tokens.
+
+    Raises:
+        InputError: no template, a weight that is not finite, or wrong answers asked for of no kind.
     """
 
     context: ContextKind = "marginal"
@@ -61,6 +66,14 @@ class CPMISettings:
     templates: tuple[Template, ...] = INSTRUCTIONS
     negatives: NegativeSettings = field(default_factory=NegativeSettings)
     truncation: Truncation = Truncation()
+
+    def __post_init__(self) -> None:
+        if not self.templates:
+            raise InputError("at least one template is needed")
+        if not math.isfinite(self.weight):
+            raise InputError(f"the weight must be a finite number, not {self.weight}")
+        if self.negatives.count and not self.negatives.choices:
+            raise InputError("name a kind of wrong answers, or ask for 0 of them")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +113,7 @@ class CPMI:
         self._sampler = sampler
 
     def describe(self) -> dict[str, Any]:
-        return asdict(self._settings) | self._scorer.describe()
+        return {"settings": asdict(self._settings), "engine": self._scorer.describe()}
 
     def rewards(self, trajectories: Sequence[Trajectory]) -> list[StepRewards]:
         """Reward every step; a trajectory that cannot be rewarded comes back with its ``error``.
@@ -126,7 +139,7 @@ class CPMI:
             return f"step {empty} (from 0) is empty"
         if trajectory.gold_answer is None or not trajectory.gold_answer.strip():
             return "no gold answer; cpmi prepare --gold FILE joins gold answers"
-        return self._plan(trajectory, trajectory.gold_answer)
+        return self._plan(trajectory, trajectory.gold_answer.strip())
 
     def _plan(self, trajectory: Trajectory, gold: str) -> _Planned:
         start = time.perf_counter()
@@ -146,7 +159,8 @@ class CPMI:
             "kinds": ["gold", *(negative.kind for negative in found.negatives)],
         }
         if not found.negatives:
-            details["contrast"] = "none: no wrong answer was found"
+            wanted = "found" if self._settings.negatives.count else "asked for"
+            details["contrast"] = f"none: no wrong answer was {wanted}"
         own = Cost(seconds=time.perf_counter() - start - found.cost.seconds)
         return _Planned(pairs, plans, details, found.cost + own)
 

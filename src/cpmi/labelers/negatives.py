@@ -28,14 +28,11 @@ from cpmi.answers import (
 )
 from cpmi.errors import InputError
 from cpmi.grader import Grader, Verdict
-from cpmi.labelers.perturbations import NumberFormat, perturb
+from cpmi.labelers.perturbations import MAX_LENGTH, NumberFormat, perturb
 from cpmi.protocols import Prompt, Sampler, SamplingParams
 from cpmi.records import Cost, Trajectory
 
 KINDS = ("own", "sibling", "intermediate", "rule", "sampled")
-MAX_LENGTH = 120
-"""A longer text is no answer to set against another."""
-
 SAMPLES = 8
 SAMPLING = SamplingParams(max_tokens=24, temperature=1.05, top_p=0.9, stop=("\n",))
 _PROMPT = """Teachers need wrong answers that tempt: the result of a slip, or of stopping one step too early.
@@ -143,9 +140,8 @@ class SiblingAnswers:
         """Gather the final answers of a file's trajectories."""
         siblings = cls()
         for trajectory in trajectories:
-            answer = final_answer_of(trajectory)
-            if answer is not None and (normal := normalize_answer(answer)) and len(normal) <= MAX_LENGTH:
-                siblings._add(_digest(trajectory.question.strip()), normal)
+            if answer := _sibling_answer(trajectory):
+                siblings._add(_digest(trajectory.question.strip()), answer)
         return siblings
 
     def _add(self, question: bytes, answer: str) -> None:
@@ -160,14 +156,20 @@ class SiblingAnswers:
         The trajectory itself is taken to be one of those collected.
         """
         counts = dict(self._counts.get(_digest(trajectory.question.strip()), {}))
-        own = normalize_answer(final_answer_of(trajectory) or "")
+        own = _sibling_answer(trajectory)
         if own in counts:
             counts[own] -= 1
         return sorted((answer for answer, count in counts.items() if count), key=lambda a: (-counts[a], a))
 
 
+def _sibling_answer(trajectory: Trajectory) -> str:
+    """The answer that a trajectory has for its siblings, normalized; empty if none."""
+    answer = final_answer_of(trajectory) or ""
+    return normalize_answer(answer) if len(answer) <= MAX_LENGTH else ""
+
+
 def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]
+    return hashlib.sha256(text.encode()).digest()[:8]
 
 
 def find_negatives(
@@ -238,24 +240,23 @@ class _Search:
         wanted = self.settings.count - len(self.found)
         wanted = wanted if limit is None else min(wanted, limit)
         while wanted > 0 and (candidate := next(self._candidates[kind], None)) is not None:
-            text = self._dress(candidate)
-            if text is not None and self._fits(text):
+            plain = " ".join(candidate.split())
+            if not plain or len(plain) > MAX_LENGTH or not self._fits(plain, ()):
+                continue  # judged as it stands: in the gold answer's format, a right answer may read like a wrong one
+            text = self._dress(plain)
+            if self._fits(text, self.found):
                 self.found.append(Negative(text, kind))
                 wanted -= 1
 
-    def _fits(self, text: str) -> bool:
-        rivals = (self.gold, *(negative.text for negative in self.found))
+    def _fits(self, text: str, others: Iterable[Negative]) -> bool:
+        rivals = (self.gold, *(negative.text for negative in others))
         return all(self.grader.compare(text, rival) is Verdict.DIFFERENT for rival in rivals)
 
-    def _dress(self, candidate: str) -> str | None:
-        """The candidate in the gold answer's format, so that its form does not give it away; None: not an answer."""
-        text = " ".join(candidate.split())
-        if not text or len(text) > MAX_LENGTH:
-            return None
+    def _dress(self, text: str) -> str:
+        """The answer in the gold answer's format, so that its form does not give it away."""
         number = parse_number(text)
-        if self._format is None or number is None:
-            return text
-        return self._format.render(number.value) or text
+        dressed = None if self._format is None or number is None else self._format.dress(number)
+        return dressed if dressed is not None and len(dressed) <= MAX_LENGTH else text
 
     # Each yields candidate texts, best first.
 

@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from cpmi.answers import normalize_answer, parse_number, word_family
+from cpmi.answers import Number, normalize_answer, parse_number, word_family
+
+MAX_LENGTH = 120
+"""A longer text is no answer to set against another, and none to make others from."""
 
 _SEPARATOR = r"(?:,\\!\s*|\{,\}|\\,|,)"
 _PLAIN = re.compile(
@@ -22,30 +25,56 @@ _PLAIN = re.compile(
     r"(?P<suffix>[^0-9]*(?:\^\{?[0-9]\}?)?[^0-9]*)",
     re.DOTALL,
 )
+_SIGNED = re.compile(r"([^-−–‐‑]*)([-−–‐‑])([^-−–‐‑]*)")
 
 
 @dataclass(frozen=True, slots=True)
 class NumberFormat:
-    r"""How an answer writes its number: ``\$1,000.00`` is a prefix, a separator of thousands and two decimals."""
+    r"""How an answer writes its number: ``\$1,000.00`` is a prefix, a separator of thousands and two decimals.
+
+    A minus stands between prefix and unit: ``-\$5`` has the unit ``\$``.
+    """
 
     prefix: str
+    minus: str
+    unit: str
     suffix: str
     separator: str
     decimals: int
     value: Fraction
+    percent: bool
 
     @classmethod
     def of(cls, answer: str) -> NumberFormat | None:
-        """The format of an answer that is one plain number, None for any other."""
-        number, match = parse_number(answer), _PLAIN.fullmatch(answer.strip())
-        if number is None or number.decimals is None or match is None:
+        """The format of an answer that is one plain number, all of it in its digits; None for any other."""
+        number = parse_number(answer)
+        match = _PLAIN.fullmatch(answer.strip()) if number is not None and number.decimals is not None else None
+        if number is None or match is None:
             return None
         separator = re.search(_SEPARATOR, match["number"])
         digits = re.sub(_SEPARATOR, "", match["number"])
         decimals = len(digits.partition(".")[2])
-        if re.search(r"[eE]$|\^\{?[0-9]", match["suffix"]) and "text" not in match["suffix"] and number.value > 10**6:
-            return None  # scientific notation
-        return cls(match["prefix"], match["suffix"], separator[0] if separator else "", decimals, Fraction(digits))
+        value = Fraction(digits)
+        prefix, minus, unit = match["prefix"], "-", ""
+        if value == -number.value and (signed := _SIGNED.fullmatch(prefix)):
+            value, (prefix, minus, unit) = -value, signed.groups()
+        if value != number.value:  # more than the digits makes the value: 5 million
+            return None
+        mark = separator[0] if separator else ""
+        return cls(prefix, minus, unit, match["suffix"], mark, decimals, value, number.percent)
+
+    def dress(self, number: Number) -> str | None:
+        """A wrong answer's number in this format; None where it takes many more decimals.
+
+        With a percent sign on one side only there are two readings: beside ``20%``, 0.25 and 25 both become ``25%``;
+        beside ``0.2``, ``25%`` becomes 0.25. A number that is wrong in both readings stays wrong in either.
+        """
+        value = number.value
+        if self.percent and not number.percent and abs(value) <= 1 < abs(self.value):
+            value *= 100
+        elif number.percent and not self.percent and 0 < abs(self.value) <= 1:
+            value /= 100
+        return self.render(value)
 
     def render(self, value: Fraction) -> str | None:
         """Another number in this format; None where it takes many more decimals."""
@@ -57,12 +86,14 @@ class NumberFormat:
         digits = f"{abs(value * 10**decimals).numerator:0{decimals + 1}d}"
         whole, part = (digits[:-decimals], "." + digits[-decimals:]) if decimals else (digits, "")
         whole = f"{int(whole):,}".replace(",", self.separator)
-        return f"{self.prefix}{'-' if value < 0 else ''}{whole}{part}{self.suffix}"
+        return f"{self.prefix}{self.minus if value < 0 else ''}{self.unit}{whole}{part}{self.suffix}"
 
 
 def perturb(gold: str, question: str = "") -> list[str]:
     """Wrong answers by rule, without repeats, none of them the gold answer's own text; perhaps none at all."""
     gold = gold.strip()
+    if len(gold) > MAX_LENGTH:
+        return []
     form = NumberFormat.of(gold)
     if form is not None:
         candidates: Iterator[str] = _numbers(form)
@@ -236,6 +267,9 @@ def _fractions(match: re.Match[str]) -> Iterator[str]:
         yield match["before"] + before + text + match["after"]
 
 
+_SCALE = re.compile(r"(?:\\text\{|[\s\\])*(?:hundred|thousand|million|billion)")
+
+
 def _integer_changes(gold: str, match: re.Match[str]) -> Iterator[str]:
     """One whole number of the formula moved a little, where that leaves something an answer would look like."""
     before, after = gold[: match.start()].rstrip(), gold[match.end() :].lstrip()
@@ -247,10 +281,11 @@ def _integer_changes(gold: str, match: re.Match[str]) -> Iterator[str]:
     radicand = before.endswith(r"\sqrt{")
     ratio = before.endswith(":") or after.startswith(":")
     below = ratio or bool(re.search(r"\}\s*\{$|/\s*\{?$|\^\s*\{?$", before))
-    factor = bool(re.match(r"[A-Za-z(^]|\\(?:sqrt|pi|frac|cdot|sin|cos|tan|cot|sec|csc|ln|log)", after))
+    scaled = bool(_SCALE.match(after))
+    factor = not scaled and bool(re.match(r"[A-Za-z(^]|\\(?:sqrt|pi|frac|cdot|sin|cos|tan|cot|sec|csc|ln|log)", after))
     unary = before.endswith("-") and not re.search(r"[0-9A-Za-z)}]\s*-$", before)
     unsigned = gold[: gold.rindex("-", 0, match.start())] if unary else ""
-    for move in (-1, 1, -2, 2, -4, 4) if radicand else (-1, 1, -2, 2):
+    for move in (-1, 1, -2, 2, -4, 4) if radicand or scaled else (-1, 1, -2, 2):
         changed = number + move
         if changed == 0 and unary and not factor and not below:
             yield unsigned + "0" + gold[match.end() :]
@@ -261,7 +296,7 @@ def _integer_changes(gold: str, match: re.Match[str]) -> Iterator[str]:
         yield _put(gold, match, str(changed))
     if ratio:
         return
-    if not re.search(r"[0-9A-Za-z)}^{/]$", before) and not before.endswith(("+", "-")) and number != 0:
+    if not re.search(r"[-+0-9A-Za-z)}^{/]$", before) and not scaled and number != 0:
         yield _put(gold, match, f"-{number}")
     elif unary:
         yield unsigned + gold[match.start() :]

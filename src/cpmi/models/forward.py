@@ -123,7 +123,7 @@ class ForwardPass:
         else:
             picked = _truncated(logits, at[row], token, self._chunk_rows, truncation)
         # Copying to the host waits for the device, so that whoever measures time measures the work.
-        values: FloatArray = picked.double().cpu().numpy()
+        values: FloatArray = picked.cpu().double().numpy()
         return np.split(values, np.cumsum([len(piece.targets) for piece in batch])[:-1])
 
 

@@ -58,11 +58,12 @@ class HFModel:
         self._notes: set[str] = set()
 
         tokens = batch_tokens or _BATCH_TOKENS.get(self._device.type, _BATCH_TOKENS_ELSEWHERE)
-        self._limits = Limits(tokens, self._forward.max_rows)
-        self._keep_trees_whole = not batch_tokens
+        rows = self._forward.max_rows
+        self._limits = Limits(tokens, rows)  # of one forward pass
+        self._max_piece: int | None = batch_tokens or None  # a tree with more tokens is cut; None: only if it must be
         if not self._forward.keeps_logits:  # it computes logits at every token
-            self._limits = replace(self._limits, tokens=min(batch_tokens or self._limits.rows, self._limits.rows))
-            self._keep_trees_whole = False
+            self._limits = Limits(min(tokens, rows), rows)
+            self._max_piece = min(batch_tokens or rows, rows)
         if reason := self._probe():
             self._capable = replace(self._capable, no_tree=reason)
         if self._capable.no_tree:
@@ -116,9 +117,8 @@ class HFModel:
 
     def _tree_limits(self, depth: int) -> Limits:
         """A tree is cut only if it must be, since each piece computes the trunk anew."""
-        if not self._keep_trees_whole:
-            return self._limits
-        return Limits(max(_MAX_TREE_TOKENS, depth + _MIN_BRANCH_TOKENS), self._limits.rows)
+        tokens = max(_MAX_TREE_TOKENS, depth + _MIN_BRANCH_TOKENS)
+        return Limits(tokens if self._max_piece is None else min(tokens, self._max_piece), self._limits.rows)
 
     def _run(
         self,
@@ -147,13 +147,13 @@ class HFModel:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         tokens = max(1, sum(len(piece) for piece in batch) // 2)
-        self._limits = replace(self._limits, tokens=tokens)
-        self._keep_trees_whole = False
+        self._limits = replace(self._limits, tokens=min(self._limits.tokens, tokens))
         self._note(f"{self._name}: out of memory; going on with at most {tokens} tokens at a time")
         if len(batch) > 1:
             return batch
         (piece,) = batch
-        pieces = cut(work.trees[piece.tree], piece.tree, self._limits, piece.targets)
+        self._max_piece = tokens
+        pieces = cut(work.trees[piece.tree], piece.tree, replace(self._limits, tokens=tokens), piece.targets)
         if len(pieces) > 1:
             return pieces
         work.errors[piece.tree] = f"out of memory with a single sequence of {len(piece)} tokens"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cpmi.errors import InputError, require
-from cpmi.records import open_bytes, read_rows
+from cpmi.records import first_line, json_problem, open_bytes, read_rows, unpacking
 
 
 def read_any(path: Path) -> Iterator[tuple[str, Any]]:
@@ -31,20 +31,18 @@ def read_any(path: Path) -> Iterator[tuple[str, Any]]:
         yield from read_rows(path)
         return
     try:
-        with open_bytes(path) as file:
+        with unpacking(path), open_bytes(path) as file:
             value = json.loads(file.read().decode("utf-8"))
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: not a whole gzip file ({error})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: nested too deep") from error
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             problem = f"broken JSON ({error.msg} at column {error.colno})"
             raise InputError(f"{path}:{error.lineno}: {problem}; mend or replace this file") from error
         yield from read_rows(path)
         return
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: broken JSON ({json_problem(error)}); mend or replace this file") from error
     for number, row in enumerate(_listed(value), start=1):
         yield f"{path}, row {number}", row
 
@@ -71,30 +69,44 @@ def _listed(value: Any) -> list[Any]:
 
 
 def dataset_rows(name: str, split: str | None) -> Iterator[tuple[str, Any]]:
-    """The rows of a folder made by ``save_to_disk``, or of a name on the Hugging Face hub."""
+    """The rows of a folder made by ``save_to_disk``, or of a name on the Hugging Face hub.
+
+    Raises:
+        InputError: the library is not installed, or cannot load or read this; a split that does not fit.
+    """
     datasets = require("datasets", "datasets")
+    import pyarrow
+
+    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pyarrow.ArrowException)
+    try:
+        for number, row in enumerate(_load_dataset(datasets, name, split), start=1):
+            yield f"{name}, row {number}", row
+    except failures as error:
+        raise InputError(f"{name}: the datasets library cannot load this ({first_line(error)})") from error
+
+
+def _load_dataset(datasets: ModuleType, name: str, split: str | None) -> Iterable[Any]:
     saved = any((Path(name) / mark).exists() for mark in ("dataset_dict.json", "dataset_info.json"))
     hub_name, _, configuration = name.partition(":")
-    try:
-        if saved:
-            loaded = datasets.load_from_disk(name)
-        else:
-            loaded = datasets.load_dataset(hub_name, configuration or None, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # what datasets documents
-        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name}: the datasets library cannot load this ({problem})") from error
+    loaded: Iterable[Any]
+    if saved:
+        loaded = datasets.load_from_disk(name)
+    else:
+        loaded = datasets.load_dataset(hub_name, configuration or None, split=split)
     if isinstance(loaded, Mapping):
-        loaded = _chosen(name, loaded, split)
-    elif saved and split is not None:
+        return _chosen(name, loaded, split)
+    if saved and split is not None:
         raise InputError(f"{name}: this folder holds one split without a name; leave out --split")
-    for number, row in enumerate(loaded, start=1):
-        yield f"{name}, row {number}", row
+    return loaded
 
 
-def _chosen(name: str, splits: Mapping[str, Any], split: str | None) -> Any:
+def _chosen(name: str, splits: Mapping[str, Any], split: str | None) -> Iterable[Any]:
+    rows: Iterable[Any]
     if split is None and len(splits) == 1:
-        return next(iter(splits.values()))
+        (rows,) = splits.values()
+        return rows
     if split is None or split not in splits:
         problem = "it has several splits" if split is None else f"it has no split {split!r}"
         raise InputError(f"{name}: {problem}; choose one with --split (there are: {', '.join(splits)})")
-    return splits[split]
+    rows = splits[split]
+    return rows

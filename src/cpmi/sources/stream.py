@@ -26,7 +26,6 @@ def stream(source: Source, files: Sequence[str], context: Context) -> Iterator[T
                 context.tally.skip("no steps", place)
                 continue
             with at_place(place):
-                _check_unicode(trajectory)
                 trajectory = _with_own_id(trajectory, place, seen, repeats, context.tally)
             context.tally.made += 1
             yield trajectory
@@ -47,16 +46,6 @@ def _with_own_id(
         return _with_own_id(renamed, place, seen, repeats, tally)
     seen[trajectory.id] = place
     return trajectory
-
-
-def _check_unicode(trajectory: Trajectory) -> None:
-    """JSON can spell half of a surrogate pair, which no file can hold."""
-    answers = (trajectory.gold_answer or "", trajectory.final_answer or "")
-    try:
-        "".join((trajectory.question, *trajectory.steps, *answers, *trajectory.tags.values())).encode()
-    except UnicodeEncodeError as error:
-        half = ascii(error.object[error.start])
-        raise InputError(f"{half} is half of a character (a lone surrogate); mend or remove this row") from error
 
 
 def _rows(values: Iterable[tuple[str, Any]], tally: Tally) -> Iterator[Row]:
