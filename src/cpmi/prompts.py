@@ -82,7 +82,7 @@ INSTRUCTIONS = (
 CUES = (
     Template(_PLAIN, "The answer is: {answer}"),
     Template(_PLAIN, "Answer: {answer}"),
-    Template(_PLAIN, "Result = {answer}"),
+    Template(_PLAIN, "Answer = {answer}"),
     Template(_PLAIN, "Therefore: {answer}"),
 )
 """Diversity by cue alone: one instruction, so all share the trunk and each costs a few tokens more."""
