@@ -2,10 +2,10 @@
 
     python benchmarks/label_quality.py --trajectories trajectories.jsonl RUN...
 
-Pooled AUC: right against wrong steps of all trajectories, over annotated steps. Within: the first wrong step against the
-right ones before it. First-error F1 is ProcessBench's metric (a step is called wrong if its reward is at most a threshold)
-with the threshold that is best on these very labels: an upper bound. An AUC alone proves little, since whoever knows the
-final answer gets a high one.
+Pooled AUC: right against wrong steps of all trajectories, over annotated steps. Within: the first wrong step against
+the right ones before it. First-error F1 is ProcessBench's metric (a step is called wrong if its reward is at most a
+threshold) with the threshold that is best on these very labels: an upper bound. An AUC alone proves little, since
+whoever knows the final answer gets a high one.
 """
 
 from __future__ import annotations
