@@ -18,9 +18,7 @@ from cpmi.records import Trajectory, read_trajectories
 from cpmi.runs import Part, Progress, RunDirectory, Shard, attempt, run_part
 
 if TYPE_CHECKING:
-    from cpmi.models.hf import HFModel
-    from cpmi.models.toy import ToyModel
-    from cpmi.protocols import StepRewarder
+    from cpmi.protocols import Engine, StepRewarder
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +137,9 @@ def _manifest(job: LabelJob, scan: InputScan) -> dict[str, Any]:
     }
 
 
-def _cpmi(job: LabelJob, model: HFModel | ToyModel, scan: InputScan, grader: Grader) -> StepRewarder:
+def _cpmi(job: LabelJob, model: Engine, scan: InputScan, grader: Grader) -> StepRewarder:
     sampled = job.settings.negatives.uses("sampled")
     return CPMI(model, job.settings, grader=grader, siblings=scan.siblings, sampler=model if sampled else None)
 
 
-METHODS: dict[str, Callable[[LabelJob, HFModel | ToyModel, InputScan, Grader], StepRewarder]] = {"cpmi": _cpmi}
+METHODS: dict[str, Callable[[LabelJob, Engine, InputScan, Grader], StepRewarder]] = {"cpmi": _cpmi}

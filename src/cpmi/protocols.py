@@ -6,7 +6,7 @@ method, or a trained process reward model) turns trajectories into one number pe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -159,7 +159,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text to continue, and the seed that makes its completions repeat whatever runs beside it."""
+    """A text to continue, and the seed that makes its completions repeat (where the engine has a seed per request)."""
 
     text: str
     seed: int
@@ -167,17 +167,65 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The completions of one prompt and their cost."""
+    """The completions of one prompt and their cost.
+
+    Attributes:
+        completions: as many as were asked for; empty where ``error`` is set.
+        cost: the prompt's share of what the engine spent. ``tokens_scored`` counts prompt tokens that were computed
+            (not those whose state was at hand), ``seconds`` add up to the engine's time over all prompts.
+        error: why there are none, in one line.
+    """
 
     completions: tuple[Completion, ...]
     cost: Cost = Cost()
+    error: str | None = None
+
+
+OnSampled = Callable[[int, Sampled], None]
+
+
+def ignore_sampled(index: int, sampled: Sampled) -> None:
+    """An ``OnSampled`` that does nothing."""
+    del index, sampled
 
 
 class Sampler(Protocol):
     """An engine that continues text."""
 
-    def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> list[Sampled]:
-        """``n`` completions of each prompt, in order; the same for a prompt whatever stands beside it."""
+    def sample(
+        self, prompts: Sequence[Prompt], n: int, params: SamplingParams, on_done: OnSampled = ignore_sampled
+    ) -> list[Sampled]:
+        """``n`` completions of each prompt, in the order of the prompts.
+
+        A prompt that the engine cannot continue (too long, a request that failed for good) comes back with ``error``.
+
+        Args:
+            on_done: called from the calling thread with a prompt's index and its completions, once for each prompt,
+                as soon as they are there, in any order: so that what is paid for can be kept when the rest is lost.
+
+        Raises:
+            CpmiError: the engine is gone, so that nothing more can be sampled.
+        """
+        ...
+
+    def dialog(self, request: str, reply: str) -> str:
+        """The text in which a user asks ``request`` and the model has begun its reply with ``reply``, left open.
+
+        Raises:
+            InputError: the model has no chat template, or the engine does not give it.
+        """
+        ...
+
+    def describe(self) -> dict[str, JSON]:
+        """What identifies the model and could change what it says: name, revision, dtype."""
+        ...
+
+
+class Engine(Scorer, Sampler, Protocol):
+    """A language model that scores and samples; what ``models.open_model`` gives."""
+
+    def close(self) -> None:
+        """Give back memory and processes; the engine cannot be used afterwards."""
         ...
 
 

@@ -1,17 +1,18 @@
-"""Engines, opened by name: ``hf:PATH_OR_HUB_ID``, ``smollm2``, ``toy:``; each imported on demand."""
+"""Engines, opened by name: ``hf:...``, ``vllm:...``, ``openai:...``, ``smollm2``, ``toy:``; each imported on demand."""
 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpmi.errors import InputError
 
 if TYPE_CHECKING:
-    from cpmi.models.hf import HFModel
-    from cpmi.models.toy import ToyModel
+    from cpmi.protocols import Engine
+    from cpmi.records import JSON
 
 EMBEDDED_MODEL = "smollm2"
 
@@ -21,20 +22,23 @@ class ModelSettings:
     """Which model, and how to hold it: small and picklable, so that workers can open their own.
 
     Attributes:
-        name: ``hf:PATH_OR_HUB_ID`` (also a ``.gguf`` file), ``smollm2`` (the embedded small model) or ``toy:``.
+        name: ``hf:PATH_OR_HUB_ID`` (also a ``.gguf`` file), ``vllm:PATH_OR_HUB_ID``, ``openai:URL#MODEL`` (a server),
+            ``smollm2`` (the embedded small model) or ``toy:``.
         dtype: ``auto`` (the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``...
         batch_tokens: the most tokens of one forward pass; 0: what suits the device.
+        options: the engine's own, by its names for them: what is not ours to wrap (``tensor_parallel_size`` of vLLM).
     """
 
     name: str
     dtype: str = "auto"
     device: str = "auto"
     batch_tokens: int = 0
+    options: Mapping[str, JSON] = field(default_factory=dict)
 
 
-def open_model(settings: ModelSettings) -> HFModel | ToyModel:
-    """Load the model; it is a ``Scorer`` and a ``Sampler``.
+def open_model(settings: ModelSettings) -> Engine:
+    """Load the model.
 
     Raises:
         InputError: an unknown kind of model, a model that does not exist or does not load, a package missing.
@@ -50,9 +54,17 @@ def open_model(settings: ModelSettings) -> HFModel | ToyModel:
         from cpmi.models.loading import load_hf
 
         return load_hf(rest, settings)
+    if kind == "vllm" and rest:
+        from cpmi.models.vllm import load_vllm
+
+        return load_vllm(rest, settings)
+    if kind == "openai" and rest:
+        from cpmi.models.openai import open_server
+
+        return open_server(rest, settings)
     raise InputError(
-        f"model {settings.name!r} is not one that can be opened; use hf:PATH_OR_HUB_ID, "
-        f"{EMBEDDED_MODEL} (the small embedded model) or toy: (for tests)"
+        f"model {settings.name!r} is not one that can be opened; use hf:PATH_OR_HUB_ID, vllm:PATH_OR_HUB_ID, "
+        f"openai:URL#MODEL, {EMBEDDED_MODEL} (the small embedded model) or toy: (for tests)"
     )
 
 

@@ -18,7 +18,18 @@ from cpmi.models.forward import ForwardPass
 from cpmi.models.packing import Limits, Piece, cut, take_row, take_stack
 from cpmi.models.sampling import continue_prompt, plain_generation
 from cpmi.models.tokenizing import SegmentTokenizer
-from cpmi.protocols import Completion, FloatArray, Prompt, Sampled, SamplingParams, ScoredTree, TokenTree, Truncation
+from cpmi.protocols import (
+    Completion,
+    FloatArray,
+    OnSampled,
+    Prompt,
+    Sampled,
+    SamplingParams,
+    ScoredTree,
+    TokenTree,
+    Truncation,
+    ignore_sampled,
+)
 from cpmi.records import JSON, Cost
 
 logger = logging.getLogger("cpmi")
@@ -195,9 +206,23 @@ class HFModel:
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
-    def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> list[Sampled]:
+    def sample(
+        self, prompts: Sequence[Prompt], n: int, params: SamplingParams, on_done: OnSampled = ignore_sampled
+    ) -> list[Sampled]:
         """See ``Sampler.sample``; one prompt at a time, so that its seed alone decides."""
-        return [self._sample_one(prompt, n, params) for prompt in prompts]
+        results = []
+        for index, prompt in enumerate(prompts):
+            results.append(self._sample_one(prompt, n, params))
+            on_done(index, results[-1])
+        return results
+
+    def dialog(self, request: str, reply: str) -> str:
+        """See ``Sampler.dialog``."""
+        return self._tokenizer.dialog(request, reply)
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        del self._model, self._forward
 
     def _sample_one(self, prompt: Prompt, n: int, params: SamplingParams) -> Sampled:
         start = time.perf_counter()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cpmi.errors import InputError
+
 
 class SegmentTokenizer:
     """Tokenizes a piece of a text as it stands inside the text, and decodes what continues one.
@@ -31,6 +33,19 @@ class SegmentTokenizer:
         """The text of tokens that continue a sequence, special ones left out."""
         before = self._text(self._anchor)
         return self._text([*self._anchor, *ids])[len(before) :]
+
+    def dialog(self, request: str, reply: str) -> str:
+        """See ``Sampler.dialog``. The text does not begin with the tokens of ``prefix``, which open every sequence.
+
+        Raises:
+            InputError: the tokenizer has no chat template.
+        """
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise InputError("this model has no chat template; use plain prompts")
+        asked = [{"role": "user", "content": request}]
+        text: str = self._tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        opening = self._tokenizer.decode(self.prefix)
+        return text.removeprefix(opening) + reply
 
     def pad_token(self) -> int:
         """A token to fill up with; what it is does not matter, so that a tokenizer without one will do."""

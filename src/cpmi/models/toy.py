@@ -18,12 +18,14 @@ import numpy as np
 
 from cpmi.protocols import (
     Completion,
+    OnSampled,
     Prompt,
     Sampled,
     SamplingParams,
     ScoredTree,
     TokenTree,
     Truncation,
+    ignore_sampled,
 )
 from cpmi.records import JSON, Cost
 
@@ -63,15 +65,25 @@ class ToyModel:
             stack.append(node)
         return ScoredTree(logprobs, Cost(tokens_scored=len(tree), seconds=time.perf_counter() - start))
 
-    def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> list[Sampled]:
+    def sample(
+        self, prompts: Sequence[Prompt], n: int, params: SamplingParams, on_done: OnSampled = ignore_sampled
+    ) -> list[Sampled]:
         results = []
-        for prompt in prompts:
+        for index, prompt in enumerate(prompts):
             start = time.perf_counter()
             rng = random.Random(prompt.seed)
             completions = tuple(_continue(prompt.text, params, rng) for _ in range(n))
             tokens = sum(len(completion.text.encode()) for completion in completions)
-            results.append(Sampled(completions, Cost(tokens_generated=tokens, seconds=time.perf_counter() - start)))
+            cost = Cost(tokens, len(self.encode(prompt.text)), time.perf_counter() - start)
+            results.append(Sampled(completions, cost))
+            on_done(index, results[-1])
         return results
+
+    def dialog(self, request: str, reply: str) -> str:
+        return f"User: {request}\n\nAssistant: {reply}"
+
+    def close(self) -> None:
+        """There is nothing to give back."""
 
 
 def _logprob(counts: Sequence[int], length: int, token: int, truncation: Truncation) -> float:
