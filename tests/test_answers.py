@@ -46,8 +46,9 @@ def grader() -> Iterator[Grader]:
 
 
 def worker_of(grader: Grader) -> Any:
-    assert grader._worker is not None
-    return psutil.Process(grader._worker._process.pid)
+    worker = grader._all_slots[0]._worker
+    assert worker is not None
+    return psutil.Process(worker._process.pid)
 
 
 # --- extraction -----------------------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ SAME, DIFFERENT, UNDECIDED = Verdict.SAME, Verdict.DIFFERENT, Verdict.UNDECIDED
 def test_settled_without_algebra(a: str, b: str, verdict: Verdict) -> None:
     with Grader() as grader:
         assert (grader.compare(a, b), grader.compare(b, a)) == (verdict, verdict)
-        assert grader._worker is None
+        assert grader._all_slots[0]._worker is None
 
 
 @pytest.mark.parametrize(
@@ -440,7 +441,7 @@ def test_a_worker_that_dies_at_every_pair_gives_undecided(monkeypatch: pytest.Mo
     monkeypatch.setattr("cpmi.grader.__file__", str(tmp_path / "grader.py"))
     with Grader() as grader:
         assert grader.compare(r"\sqrt{12}", r"2\sqrt{3}") is UNDECIDED
-        assert grader._worker is None
+        assert grader._all_slots[0]._worker is None
         monkeypatch.undo()
         assert grader.compare(r"\sqrt{12}", r"2\sqrt{3}") is SAME  # what killed it says nothing about the pair
 
@@ -480,7 +481,8 @@ def test_the_worker_ends_with_its_parent_even_a_killed_one() -> None:
     code = (
         "from cpmi.grader import Grader\n"
         "grader = Grader()\n"
-        "print(grader.compare(r'\\sqrt{12}', r'2\\sqrt{3}').name, grader._worker._process.pid, flush=True)\n"
+        "worker = grader._all_slots[0]\n"
+        "print(grader.compare(r'\\sqrt{12}', r'2\\sqrt{3}').name, worker._worker._process.pid, flush=True)\n"
         "input()\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -559,3 +561,14 @@ def test_agrees_with_processbench_on_which_final_answers_are_right(
             disagree.append(row["id"])
     assert len(rows) >= 200
     assert len(disagree) <= most_wrong, disagree
+
+
+def test_threads_share_several_workers() -> None:
+    """Four threads over two workers: every verdict is right, and both workers were needed."""
+    pairs = [(rf"\sqrt{{{n * n * 3}}}", rf"{n}\sqrt{{3}}") for n in range(2, 14)]
+    with Grader(workers=2) as grader, ThreadPoolExecutor(4) as pool:
+        verdicts = list(pool.map(lambda pair: grader.compare(*pair), pairs))
+        started = [slot for slot in grader._all_slots if slot._worker is not None]
+    assert verdicts == [Verdict.SAME] * len(pairs)
+    assert len(started) == 2
+    assert len(pickle.loads(pickle.dumps(grader))._all_slots) == 2  # noqa: S301

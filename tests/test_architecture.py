@@ -23,8 +23,9 @@ LAYERS = [
     ["grader"],
     ["models"],
     ["labelers"],
-    ["runs"],
-    ["labeling", "export"],
+    ["runs", "metrics"],
+    ["rollout_file", "export"],
+    ["labeling", "compare", "combine"],
     ["display"],
     ["cli"],
 ]
@@ -34,6 +35,8 @@ HEAVY = {
     "transformers": {"models"},
     "datasets": {"sources"},
     "math_verify": {"grading_worker"},
+    "vllm": {"models"},
+    "openai": {"models"},
     "rich": {"display", "cli"},
     "typer": {"cli"},
 }

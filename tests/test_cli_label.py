@@ -99,7 +99,7 @@ def test_settings_reach_the_labels(cpmi: Any) -> None:
         "contrast": ["--contrast", "hardest"],
         "normalization": ["--normalization", "sum"],
         "span": ["--span", "answer"],
-        "top-k": ["--top-k", "3"],
+        "truncation": ["--truncate-top-k", "3"],
     }.items():
         assert cpmi("label", "t.jsonl", "--model", "toy:", "--output", f"run-{name}", *options)[0] == 0
         seen[name] = tuple(r.rewards for r in read_rewards(f"run-{name}"))

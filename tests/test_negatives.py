@@ -387,7 +387,7 @@ def test_no_algebra_for_numbers_and_little_time() -> None:
         for t in batch:
             assert len(find_negatives(t, NegativeSettings.parse("own:1,intermediate:2,rule"), own).negatives) == 4
         assert (time.process_time() - start) / len(batch) < 0.02  # measured: 0.001
-        assert own._worker is None
+        assert own._all_slots[0]._worker is None
 
 
 # --- real data ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from cpmi.records import Trajectory
 __all__ = [
     "WORD_FAMILIES",
     "Number",
+    "arrived_at",
     "extract_answer",
     "final_answer_of",
     "formulas_in",
@@ -93,22 +94,25 @@ def word_family(answer: str) -> tuple[str, ...]:
 
 
 def final_answer_of(trajectory: Trajectory) -> str | None:
-    """The answer a trajectory arrives at.
-
-    ``trajectory.final_answer`` where it is set, else what the last step states (``extract_answer``). Where it states
-    nothing, or prose where the gold answer is a number, the gold answer's kind decides what is taken from the last
-    step: its last number for a number, its last option letter for a letter, its last word of the family for a word of
-    a known family; None for anything else.
-    """
+    """The answer a trajectory arrives at: ``trajectory.final_answer`` where it is set, else that of its last step
+    (``arrived_at``)."""
     if trajectory.final_answer is not None and trajectory.final_answer.strip():
         return trajectory.final_answer
-    last = trajectory.steps[-1] if trajectory.steps else ""
-    stated = extract_answer(last)
-    gold = trajectory.gold_answer or ""
+    return arrived_at(trajectory.steps[-1] if trajectory.steps else "", trajectory.gold_answer or "")
+
+
+def arrived_at(text: str, gold: str = "") -> str | None:
+    """The answer at the end of a solution: what it states (``extract_answer``).
+
+    Where it states nothing, or prose where the gold answer is a number, the gold answer's kind decides what is taken
+    from the text: its last number for a number, its last option letter for a letter, its last word of the family for a
+    word of a known family; None for anything else.
+    """
+    stated = extract_answer(text)
     prose = stated is not None and len(re.findall(r"(?<!\\)\b[A-Za-z]{2,}", stated)) >= 3
     if stated is not None and not (prose and parse_number(gold) and not parse_number(stated)):
         return stated
-    return _last_of_kind(gold, stated or last) or stated
+    return _last_of_kind(gold, stated or text) or stated
 
 
 def _last_of_kind(gold: str, text: str) -> str | None:

@@ -75,11 +75,13 @@ def _rates(progress: Progress, seconds: float) -> str:
     """Speed of this attempt, and the time left at that speed."""
     here = progress.rewarded + progress.failed
     tokens = progress.cost.tokens_scored + progress.cost.tokens_generated
+    rollouts = f"{progress.rollouts} rollouts" if progress.rollouts else ""
     if not here:
-        return ""
+        return rollouts
     left = (progress.total - progress.done) * seconds / here
     failed = f", {progress.failed} failed" if progress.failed else ""
-    return f"{here / seconds:.2f} trajectories/s, {tokens / seconds:,.0f} tokens/s, {_duration(left)} left{failed}"
+    speed = f"{here / seconds:.2f} trajectories/s, {tokens / seconds:,.0f} tokens/s, {_duration(left)} left{failed}"
+    return f"{rollouts}, {speed}" if rollouts else speed
 
 
 def _duration(seconds: float) -> str:

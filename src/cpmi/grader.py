@@ -23,6 +23,7 @@ import enum
 import functools
 import json
 import os
+import queue
 import re
 import subprocess
 import sys
@@ -51,25 +52,28 @@ class Verdict(enum.Enum):
 class Grader:
     """Compares answers; thread-safe, and the same for ``(a, b)`` as for ``(b, a)``.
 
-    The worker process starts at the first pair that needs it and ends with ``close()``, with this object or with this
+    A worker process starts at the first pair that needs it and ends with ``close()``, with this object or with this
     process. A grader can be used again after ``close()``, pickled, and used in a forked process: each has its own
     worker.
 
     Args:
+        workers: how many worker processes may work at once, for threads that compare side by side.
         seconds: CPU time for one pair. On a platform without ``fork`` and ``setitimer`` (Windows) only the wall-clock
             limit holds, so there a verdict near the limit can depend on the load of the machine.
         wall_seconds: wall-clock time after which a stuck worker is replaced; by default twenty times ``seconds``.
     """
 
-    def __init__(self, seconds: float = 5.0, wall_seconds: float | None = None) -> None:
+    def __init__(self, seconds: float = 5.0, wall_seconds: float | None = None, *, workers: int = 1) -> None:
         self._seconds = seconds
         self._wall_seconds = 20 * seconds if wall_seconds is None else wall_seconds
-        self._lock = threading.Lock()
-        self._worker: _Worker | None = None
+        self._slots: queue.LifoQueue[_Slot] = queue.LifoQueue()  # the last one used first: it has its worker
+        self._all_slots = [_Slot() for _ in range(workers)]
+        for slot in self._all_slots:
+            self._slots.put(slot)
         self._judge = functools.lru_cache(maxsize=65536)(self._ask)
 
-    def __reduce__(self) -> tuple[type[Grader], tuple[float, float]]:
-        return Grader, (self._seconds, self._wall_seconds)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(Grader, workers=len(self._all_slots)), (self._seconds, self._wall_seconds)
 
     def __enter__(self) -> Grader:
         return self
@@ -93,21 +97,33 @@ class Grader:
             return Verdict.UNDECIDED
 
     def close(self) -> None:
-        """End the worker process."""
-        with self._lock:
-            if self._worker is not None:
-                self._worker.end()
-            self._worker = None
+        """End the worker processes."""
+        for slot in self._all_slots:
+            slot.end()
 
     def _ask(self, a: str, b: str) -> Verdict:
         if max(len(a), len(b)) > MAX_LENGTH:
             return Verdict.UNDECIDED
-        request = {"a": a, "b": b, "seconds": self._seconds}
+        slot = self._slots.get()
+        try:
+            return slot.ask({"a": a, "b": b, "seconds": self._seconds}, self._wall_seconds)
+        finally:
+            self._slots.put(slot)
+
+
+class _Slot:
+    """Room for one worker process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._worker: _Worker | None = None
+
+    def ask(self, request: dict[str, Any], wall_seconds: float) -> Verdict:
         with self._lock:
             for _ in range(2):  # a worker that died by itself was most likely killed from outside: ask once more
                 if self._worker is None or not self._worker.usable():
                     self._worker = _Worker()
-                reply = self._worker.ask(request, self._wall_seconds)
+                reply = self._worker.ask(request, wall_seconds)
                 if reply is not None:
                     return Verdict(reply["verdict"])
                 timed_out = self._worker.timed_out
@@ -116,6 +132,12 @@ class Grader:
                 if timed_out:
                     return Verdict.UNDECIDED
         raise _WorkerDiedError
+
+    def end(self) -> None:
+        with self._lock:
+            if self._worker is not None:
+                self._worker.end()
+            self._worker = None
 
 
 class _WorkerDiedError(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 from cpmi.errors import InputError
 from cpmi.grader import Grader
 from cpmi.labelers.cpmi import CPMI, CPMISettings
+from cpmi.labelers.monte_carlo import MonteCarlo, MonteCarloSettings
 from cpmi.labelers.negatives import SiblingAnswers
+from cpmi.labelers.outcome import Outcome
+from cpmi.labelers.pav import PAV, PAVSettings
+from cpmi.labelers.rollouts import GRADING_THREADS
 from cpmi.models import ModelSettings, open_model
 from cpmi.records import Trajectory, read_trajectories
+from cpmi.rollout_file import RolloutFile
 from cpmi.runs import Part, Progress, RunDirectory, Shard, attempt, run_part
 
 if TYPE_CHECKING:
@@ -22,24 +28,50 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class OutcomeSettings:
+    """An outcome label has no settings."""
+
+
+MethodSettings = CPMISettings | MonteCarloSettings | PAVSettings | OutcomeSettings
+
+
+@dataclass(frozen=True, slots=True)
 class LabelJob:
     """What to label, how, and where to put it.
 
     Attributes:
+        model: the labeling model or the policy; outcome labels need none.
+        settings: of the method, and which method it is.
+        prover: for ``PAVSettings`` whose prover is another model.
         limit: only the first so many trajectories of the file; the run can go on later with more.
-        batch_size: trajectories handed to the engine at a time; what a kill loses at most.
+        batch_size: trajectories handed to the engine at a time, and then written; None: what suits method and engine.
         retry_errors: try trajectories again that ended in an error.
     """
 
     trajectories: Path
     output: Path
-    model: ModelSettings
-    method: str = "cpmi"
-    settings: CPMISettings = field(default_factory=CPMISettings)
+    model: ModelSettings | None = None
+    settings: MethodSettings = field(default_factory=CPMISettings)
+    prover: ModelSettings | None = None
     shard: Shard = Shard()
     limit: int | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
     retry_errors: bool = False
+
+    @property
+    def method(self) -> str:
+        return next(name for name, method in METHODS.items() if isinstance(self.settings, method.settings))
+
+    def trajectories_at_a_time(self) -> int:
+        """The batch size where none is asked for.
+
+        An engine that batches continuously runs dry at the end of each batch; rollouts are kept as they come, so that a
+        large one risks nothing. Of CPMI a kill would lose the whole batch.
+        """
+        if self.batch_size is not None:
+            return self.batch_size
+        remote = self.model is not None and self.model.name.startswith(("vllm:", "openai:"))
+        return 64 if remote and METHODS[self.method].rolls_out else 8
 
 
 @dataclass(slots=True)
@@ -84,29 +116,47 @@ def label(job: LabelJob, on_progress: Callable[[Progress], None] = lambda _: Non
         InputError: something in the input, the settings or the output folder is wrong; nothing was spent.
         CpmiError: the run cannot go on (a full disk); what is labeled is kept.
     """
-    if job.method not in METHODS:
-        raise InputError(f"method {job.method!r} is unknown; use one of {', '.join(METHODS)}")
     scan = InputScan.of(job)
     settings = _manifest(job, scan)
     if (done := _done_before(job, scan, settings)) is not None:
         return done
-    model = open_model(job.model)
-    with Grader() as grader:
-        rewarder = METHODS[job.method](job, model, scan, grader)
+    watch = _Watch(on_progress)
+    with ExitStack() as opened:
+        tools = _open_tools(job, scan, opened, watch)
+        rewarder = METHODS[job.method].open(job, tools)
         run = RunDirectory.create_or_resume(job.output, settings | rewarder.describe())
-        with Part(run, job.shard, retry_errors=job.retry_errors) as part, attempt(run, job.shard) as outcome:
-            progress = run_part(
-                rewarder,
-                islice(read_trajectories(job.trajectories), job.limit),
-                part,
-                job.shard,
-                scan.total,
-                batch_size=job.batch_size,
-                complete=job.limit is None or job.limit >= scan.trajectories,
-                on_progress=on_progress,
-            )
-            outcome.update(rewarded=progress.rewarded, failed=progress.failed, cost=asdict(progress.cost))
+        part = opened.enter_context(Part(run, job.shard, retry_errors=job.retry_errors))
+        outcome = opened.enter_context(attempt(run, job.shard))
+        opened.enter_context(tools.rollouts.opened(run, job.shard, part.ids))
+        progress = run_part(
+            rewarder,
+            islice(read_trajectories(job.trajectories), job.limit),
+            part,
+            job.shard,
+            scan.total,
+            batch_size=job.trajectories_at_a_time(),
+            complete=job.limit is None or job.limit >= scan.trajectories,
+            on_progress=watch.progress,
+        )
+        outcome.update(rewarded=progress.rewarded, failed=progress.failed, cost=asdict(progress.cost))
     return progress
+
+
+class _Watch:
+    """Passes progress on, with the rollouts that come in between."""
+
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        self._on_progress = on_progress
+        self._latest: Progress | None = None
+
+    def progress(self, progress: Progress) -> None:
+        self._latest = progress
+        self._on_progress(progress)
+
+    def rollouts(self, count: int) -> None:
+        if self._latest is not None:
+            self._latest.rollouts += count
+            self._on_progress(self._latest)
 
 
 def _done_before(job: LabelJob, scan: InputScan, settings: dict[str, Any]) -> Progress | None:
@@ -137,9 +187,69 @@ def _manifest(job: LabelJob, scan: InputScan) -> dict[str, Any]:
     }
 
 
-def _cpmi(job: LabelJob, model: Engine, scan: InputScan, grader: Grader) -> StepRewarder:
-    sampled = job.settings.negatives.uses("sampled")
-    return CPMI(model, job.settings, grader=grader, siblings=scan.siblings, sampler=model if sampled else None)
+# --- methods --------------------------------------------------------------------------------------------------------
 
 
-METHODS: dict[str, Callable[[LabelJob, Engine, InputScan, Grader], StepRewarder]] = {"cpmi": _cpmi}
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    """What a method may work with; engines are open only where it needs them."""
+
+    scan: InputScan
+    grader: Grader
+    rollouts: RolloutFile
+    engine: Engine | None
+    prover: Engine | None
+
+    def model(self) -> Engine:
+        if self.engine is None:
+            raise InputError("this method needs a model; name one with --model")
+        return self.engine
+
+
+def _open_tools(job: LabelJob, scan: InputScan, opened: ExitStack, watch: _Watch) -> _Tools:
+    def engine(settings: ModelSettings | None) -> Engine | None:
+        if settings is None:
+            return None
+        model = open_model(settings)
+        opened.callback(model.close)
+        return model
+
+    grader = opened.enter_context(Grader(workers=GRADING_THREADS if METHODS[job.method].rolls_out else 1))
+    return _Tools(scan, grader, RolloutFile(watch.rollouts), engine(job.model), engine(job.prover))
+
+
+def _cpmi(job: LabelJob, tools: _Tools) -> StepRewarder:
+    assert isinstance(job.settings, CPMISettings)  # noqa: S101 - METHODS pairs them
+    sampler = tools.model() if job.settings.negatives.uses("sampled") else None
+    siblings = tools.scan.siblings
+    return CPMI(tools.model(), job.settings, grader=tools.grader, siblings=siblings, sampler=sampler)
+
+
+def _mc(job: LabelJob, tools: _Tools) -> StepRewarder:
+    assert isinstance(job.settings, MonteCarloSettings)  # noqa: S101
+    return MonteCarlo(tools.model(), job.settings, grader=tools.grader, store=tools.rollouts)
+
+
+def _pav(job: LabelJob, tools: _Tools) -> StepRewarder:
+    assert isinstance(job.settings, PAVSettings)  # noqa: S101
+    return PAV(tools.model(), job.settings, prover=tools.prover, grader=tools.grader, store=tools.rollouts)
+
+
+def _outcome(job: LabelJob, tools: _Tools) -> StepRewarder:
+    del job
+    return Outcome(grader=tools.grader)
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    settings: type
+    open: Callable[[LabelJob, _Tools], StepRewarder]
+    rolls_out: bool = False
+
+
+METHODS: dict[str, _Method] = {
+    "cpmi": _Method(CPMISettings, _cpmi),
+    "mc": _Method(MonteCarloSettings, _mc, rolls_out=True),
+    "pav": _Method(PAVSettings, _pav, rolls_out=True),
+    "outcome": _Method(OutcomeSettings, _outcome),
+}

@@ -6,6 +6,7 @@ A run directory holds
     part-00003-of-00016.jsonl     a line of StepRewards per trajectory attempted, failures included
     part-00003-of-00016.done      empty; there when the part is complete
     part-00003-of-00016.lock      locked while a process writes the part
+    rollouts-00003-of-00016.jsonl finished rollouts, for methods that have some (``cpmi.rollout_file``)
     attempts.jsonl                a line when an attempt starts and one when it ends
 
 The manifest is the configuration. A part goes on where it stopped: ids already there are skipped, a last line torn by
@@ -149,7 +150,7 @@ class RunDirectory:
         """Append a line to ``attempts.jsonl``."""
         line = json.dumps({"event": event, "time": _now(), "pid": os.getpid(), **fields})
         path = self.path / "attempts.jsonl"
-        with _writing(path), path.open("a", encoding="utf-8") as file:
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def parts_done(self) -> tuple[int, int]:
@@ -158,7 +159,7 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """One line for a file that cannot be written."""
     try:
         yield
@@ -192,7 +193,7 @@ def _write_once(path: Path, text: str) -> bool:
     """Write a file whole, unless it is there already; return whether it was written. Several may try at once."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with _writing(path):
+        with writing(path):
             partial.write_text(text, encoding="utf-8")
             _link(partial, path)
     except CpmiError as error:
@@ -295,7 +296,7 @@ class Part:
 
     def _replace(self, lines: Iterable[bytes]) -> None:
         partial = self.path.with_suffix(".partial")
-        with _writing(self.path):
+        with writing(self.path):
             with partial.open("wb") as file:
                 file.writelines(lines)
                 file.flush()
@@ -310,7 +311,7 @@ class Part:
         """
         records = list(records)
         data = "".join(dump_line(record) for record in records).encode()
-        with _writing(self.path):
+        with writing(self.path):
             while data:
                 data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
@@ -318,7 +319,7 @@ class Part:
         self.errors += sum(record.error is not None for record in records)
 
     def mark_done(self) -> None:
-        with _writing(self._done_file):
+        with writing(self._done_file):
             self._done_file.touch()
 
 
@@ -333,6 +334,7 @@ class Progress:
         total: trajectories of this shard (within ``limit``).
         before: of these, how many an earlier attempt had done.
         failed_before: of those, how many ended in an error.
+        rollouts: sampled so far, also for trajectories that are not done yet.
     """
 
     total: int
@@ -340,6 +342,7 @@ class Progress:
     failed_before: int = 0
     rewarded: int = 0
     failed: int = 0
+    rollouts: int = 0
     cost: Cost = Cost()
     errors: Counter[str] = field(default_factory=Counter)
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from cpmi.errors import InputError
 from cpmi.grader import Grader
+from cpmi.labelers.checks import why_not
 from cpmi.labelers.negatives import NegativeSettings, SiblingAnswers, find_negatives
 from cpmi.prompts import (
     INSTRUCTIONS,
@@ -133,13 +134,8 @@ class CPMI:
         return StepRewards(trajectory.id, (), self.name, cost=cost, error=error)
 
     def _plan_or_error(self, trajectory: Trajectory) -> _Planned | str:
-        if not trajectory.steps:
-            return "no steps"
-        if (empty := next((i for i, step in enumerate(trajectory.steps) if not step.strip()), None)) is not None:
-            return f"step {empty} (from 0) is empty"
-        if trajectory.gold_answer is None or not trajectory.gold_answer.strip():
-            return "no gold answer; cpmi prepare --gold FILE joins gold answers"
-        return self._plan(trajectory, trajectory.gold_answer.strip())
+        error = why_not(trajectory)
+        return self._plan(trajectory, (trajectory.gold_answer or "").strip()) if error is None else error
 
     def _plan(self, trajectory: Trajectory, gold: str) -> _Planned:
         start = time.perf_counter()

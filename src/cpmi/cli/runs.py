@@ -1,0 +1,69 @@
+"""The verbs that look at runs: ``export``, ``show``, ``compare``, ``combine``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cpmi.cli.app import Json, Run, Trajectories, app, print_json
+from cpmi.errors import InputError
+
+# The same names as in cpmi.export, which is not imported here: it loads numpy.
+ExportFormat = Literal["jsonl", "parquet", "stepwise"]
+
+
+@app.command()
+def export(
+    run: Run,
+    to: Annotated[ExportFormat, typer.Option(help="stepwise: TRL's rows, the rewards as they are.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    trajectories: Trajectories = None,
+) -> None:
+    """Write a run as one file that others can read."""
+    from cpmi.export import export as export_run
+
+    _note_missing_parts(run)
+    count, failed = export_run(run, to, output, trajectories)
+    typer.echo(f"{count} rows -> {output}" + (f" ({failed} attempts had failed)" if failed else ""))
+
+
+@app.command()
+def show(
+    run: Run,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many trajectories.")] = 10,
+    only: Annotated[list[str] | None, typer.Option("--id", help="Only this trajectory; may be repeated.")] = None,
+    trajectories: Trajectories = None,
+    as_json: Json = False,
+) -> None:
+    """Print trajectories with their rewards, each step colored by its own."""
+    from itertools import islice
+
+    from rich.console import Console
+
+    from cpmi.display import color_scale, show_trajectories
+    from cpmi.export import labeled_trajectories, trajectory_of
+    from cpmi.records import read_rewards, to_json
+
+    by_id = labeled_trajectories(run, trajectories)
+    _note_missing_parts(run)
+    records = (record for record in read_rewards(run) if not only or record.trajectory_id in only)
+    pairs = [(trajectory_of(by_id, record), record) for record in islice(records, limit)]
+    if only and len(pairs) < min(limit, len(set(only))):
+        missing = sorted(set(only) - {record.trajectory_id for _, record in pairs})
+        raise InputError(f"{run}: has no {', '.join(missing)}")
+    if as_json:
+        print_json([{"trajectory": to_json(t), "rewards": to_json(r)} for t, r in pairs])
+        return
+    show_trajectories(pairs, color_scale(read_rewards(run)), Console(highlight=False))
+
+
+def _note_missing_parts(run: Path) -> None:
+    from cpmi.runs import RunDirectory
+
+    if not run.is_dir():
+        return
+    done, parts = RunDirectory.open(run).parts_done()
+    if done < parts:
+        typer.echo(f"cpmi: {run} is not finished: {done} of {parts} parts are complete", err=True)

@@ -1,0 +1,16 @@
+"""What every labeling method needs of a trajectory."""
+
+from __future__ import annotations
+
+from cpmi.records import Trajectory
+
+
+def why_not(trajectory: Trajectory) -> str | None:
+    """Why a trajectory cannot be labeled with the right answer's help; None if it can."""
+    if not trajectory.steps:
+        return "no steps"
+    if (empty := next((i for i, step in enumerate(trajectory.steps) if not step.strip()), None)) is not None:
+        return f"step {empty} (from 0) is empty"
+    if trajectory.gold_answer is None or not trajectory.gold_answer.strip():
+        return "no gold answer; cpmi prepare --gold FILE joins gold answers"
+    return None

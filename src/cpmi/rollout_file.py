@@ -1,0 +1,108 @@
+"""Finished rollouts on disk, beside the part of a run they belong to.
+
+    rollouts-00003-of-00016.jsonl     a line per prefix: who sampled, trajectory, prefix length, completions, cost
+
+They are written as the engine gives them, so a killed run loses only what was being sampled. When the part is complete
+nothing reads them any more: they are there for whoever wants to look, and can be deleted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from cpmi.errors import InputError
+from cpmi.protocols import Completion, Sampled
+from cpmi.records import Cost, parse_line
+from cpmi.runs import RunDirectory, Shard, writing
+
+_Key = tuple[str, str, int]
+
+
+class RolloutFile:
+    """A ``RolloutStore`` in a file; it keeps in memory only what belongs to trajectories that are not labeled yet."""
+
+    def __init__(self, on_put: Callable[[int], None] = lambda _: None) -> None:
+        """Closed; see ``opened``.
+
+        Args:
+            on_put: called with the number of rollouts whenever some are kept.
+        """
+        self._on_put = on_put
+        self._path: Path | None = None
+        self._file: IO[bytes] | None = None
+        self._known: dict[_Key, Sampled] = {}
+
+    @contextmanager
+    def opened(self, run: RunDirectory, shard: Shard, labeled: Collection[str]) -> Iterator[None]:
+        """Read what is there and append to it; the part's lock must be held.
+
+        Args:
+            labeled: ids of trajectories whose rollouts are not needed any more.
+
+        Raises:
+            InputError: a broken line.
+        """
+        self._path = run.path / f"rollouts-{shard.index:05d}-of-{shard.count:05d}.jsonl"
+        self._read(labeled)
+        try:
+            yield
+        finally:
+            if self._file is not None:
+                self._file.close()
+            self._file, self._known = None, {}
+
+    def get(self, role: str, trajectory_id: str, prefix: int) -> Sampled | None:
+        """See ``RolloutStore.get``."""
+        return self._known.get((role, trajectory_id, prefix))
+
+    def put(self, role: str, trajectory_id: str, prefix: int, sampled: Sampled) -> None:
+        """See ``RolloutStore.put``.
+
+        Raises:
+            CpmiError: the disk is full or cannot be written.
+        """
+        assert self._path is not None, "used outside opened()"  # noqa: S101
+        row = {"role": role, "trajectory_id": trajectory_id, "prefix": prefix}
+        row |= {"completions": [asdict(each) for each in sampled.completions], "cost": asdict(sampled.cost)}
+        data = (json.dumps(row) + "\n").encode()  # ASCII: a model may say half of a surrogate pair
+        with writing(self._path):
+            if self._file is None:
+                self._file = self._path.open("ab", buffering=0)
+            while data:
+                data = data[self._file.write(data) :]
+        self._on_put(len(sampled.completions))
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def _read(self, labeled: Collection[str]) -> None:
+        """Take up what earlier attempts finished; a last line torn by a kill is cut off."""
+        assert self._path is not None  # noqa: S101
+        if not self._path.exists():
+            return
+        whole = 0
+        with self._path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                key, sampled = _parse(line, f"{self._path}:{number}")
+                if key[1] not in labeled:
+                    self._known[key] = sampled
+        if whole < self._path.stat().st_size:
+            with writing(self._path), self._path.open("r+b") as file:
+                file.truncate(whole)
+
+
+def _parse(line: bytes, place: str) -> tuple[_Key, Sampled]:
+    try:
+        row: Any = parse_line(line, place)
+        completions = tuple(Completion(**each) for each in row["completions"])
+        return (row["role"], row["trajectory_id"], row["prefix"]), Sampled(completions, Cost(**row["cost"]))
+    except (KeyError, TypeError, InputError) as error:
+        text = str(error).removeprefix(f"{place}: ")
+        raise InputError(f"{place}: no line of rollouts ({text}); remove it and they are sampled again") from error
