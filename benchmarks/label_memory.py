@@ -47,7 +47,7 @@ def length(text: str, model: object) -> int:
 def measure(options: argparse.Namespace) -> None:
     """One row, in this process."""
     model = open_model(ModelSettings(options.model, options.dtype))
-    network = model._model  # type: ignore[union-attr] # noqa: SLF001
+    network = model._model  # type: ignore[attr-defined] # noqa: SLF001
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     source = list(islice(read_trajectories(options.trajectories), 40))
     trajectories = long_trajectories(source, options.tokens, options.count, model)
