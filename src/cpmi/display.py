@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -160,3 +160,24 @@ def _color(reward: float | None, scale: float) -> str:
         return ""
     shade = round(90 + 130 * abs(strength))
     return f"rgb({shade},60,60)" if strength < 0 else f"rgb(40,{shade},80)"
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()) -> None:
+    """Print a table with its notes; as Markdown where the output is no terminal, since it is then pasted somewhere."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if sys.stdout.isatty():
+        shown = Table(*columns)
+        for row in rows:
+            shown.add_row(*row)
+        Console(highlight=False).print(shown)
+    else:
+        for line in (columns, ["---"] * len(columns), *rows):
+            print(f"| {' | '.join(line)} |")  # noqa: T201
+        print()  # noqa: T201
+    for note in notes:
+        print(f"* {note}")  # noqa: T201

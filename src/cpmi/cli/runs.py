@@ -67,3 +67,32 @@ def _note_missing_parts(run: Path) -> None:
     done, parts = RunDirectory.open(run).parts_done()
     if done < parts:
         typer.echo(f"cpmi: {run} is not finished: {done} of {parts} parts are complete", err=True)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or files of step rewards.")],
+    trajectories: Trajectories = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Run that savings refer to; default: the first of mc, else of pav.")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=1, help="Resamples for the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Put runs over the same trajectories side by side: what they cost, how they agree, with people too."""
+    from dataclasses import asdict
+
+    from cpmi.compare import compare as compare_runs
+    from cpmi.compare import notes, table
+    from cpmi.display import show_table
+    from cpmi.grader import Grader
+
+    for run in runs:
+        _note_missing_parts(run)
+    with Grader() as grader:
+        result = compare_runs(runs, trajectories, baseline, grader=grader, count=bootstrap, seed=seed)
+    if as_json:
+        print_json(asdict(result))
+        return
+    show_table(*table(result), notes(result))
