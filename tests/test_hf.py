@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaForSequenceClassification
+from transformers import LlamaForSequenceClassification
 
 from cpmi.errors import InputError
 from cpmi.models import ModelSettings, embedded_weights, forward, open_model
 from cpmi.models.capabilities import _MASK_PER_LAYER_TYPE
-from cpmi.models.hf import HFModel, _is_out_of_memory
+from cpmi.models.hf import HFModel
+from cpmi.models.memory import is_out_of_memory
 from cpmi.prompts import ContextKind, Template, plan_scoring, step_contexts
-from cpmi.protocols import FloatArray, Prompt, SamplingParams, ScoredTree, TokenTree, Truncation
+from cpmi.protocols import FloatArray, ScoredTree, TokenTree, Truncation
 from tiny_models import (
     CONTEXT,
     VOCABULARY,
@@ -382,9 +383,9 @@ def test_other_failures_are_not_taken_for_lack_of_memory(monkeypatch: pytest.Mon
 def test_running_out_of_memory_is_recognized() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**50)  # a petabyte: what torch itself says on this machine
-    assert _is_out_of_memory(raised.value)
-    assert _is_out_of_memory(MemoryError())
-    assert _is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
+    assert is_out_of_memory(raised.value)
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -504,130 +505,6 @@ def test_half_of_a_surrogate_pair_does_not_stop_a_run() -> None:
 def test_the_real_tokenizer_opens_with_nothing(smollm2: HFModel) -> None:
     assert smollm2.prefix == ()
     assert smollm2.encode("The answer") == smollm2.encode("The answer", first=True)
-
-
-# --- sampling -------------------------------------------------------------------------------------------------------
-
-
-def scripted(monkeypatch: pytest.MonkeyPatch, script: dict[str, str], **habits: Any) -> HFModel:
-    """A model after whose last letter one of the letters that the script names follows, the first a little likelier.
-
-    ``$`` ends the text; a letter that the script does not name is followed by itself. ``habits``: what the checkpoint
-    itself says about sampling.
-    """
-    network = tiny_model("llama")
-    network.generation_config = GenerationConfig(eos_token_id=257, **habits)  # type: ignore[no-untyped-call]
-    original = network.forward
-
-    def id_of(letter: str) -> int:
-        return 257 if letter == "$" else byte_tokenizer().get_vocab()[letter]
-
-    following = {id_of(letter): [id_of(each) for each in next_ones] for letter, next_ones in script.items()}
-
-    @functools.wraps(original)
-    def play(input_ids: torch.Tensor, **inputs: Any) -> Any:
-        output = original(input_ids, **inputs)
-        for row, logits in zip(input_ids.tolist(), output.logits, strict=True):
-            logits.fill_(-1e4)
-            likely = following.get(row[-1], [row[-1]])
-            logits[:, likely] = -0.01 * torch.arange(len(likely))
-        return output
-
-    model = HFModel(network, byte_tokenizer(), name="scripted")
-    monkeypatch.setattr(network, "forward", play)
-    return model
-
-
-ALPHABET = {letter: chr(ord(letter) + 1) for letter in "abcdefg"} | {"h": "$"}
-
-
-def sample_one(
-    model: HFModel, text: str, n: int = 1, seed: int = 0, **params: Any
-) -> tuple[list[tuple[str, str]], int]:
-    (sampled,) = model.sample([Prompt(text, seed)], n, SamplingParams(**params))
-    assert sampled.cost.seconds > 0
-    return [(each.text, each.finish_reason) for each in sampled.completions], sampled.cost.tokens_generated
-
-
-def test_a_completion_ends_where_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = scripted(monkeypatch, ALPHABET)
-    assert sample_one(model, "ab") == ([("cdefgh", "stop")], 7)  # the token that ends the text was sampled too
-    assert sample_one(model, "ab", max_tokens=3) == ([("cde", "length")], 3)
-    assert sample_one(model, "ab", stop=("fg",)) == ([("cde", "stop")], 5)
-    assert sample_one(model, "ab", stop=("gh", "e", "ef")) == ([("cd", "stop")], 3)
-    assert sample_one(model, "ab", stop=("bc",), max_tokens=4) == ([("cdef", "length")], 4)  # b is the prompt's
-    assert sample_one(model, "ab", stop=("c",)) == ([("", "stop")], 1)
-
-
-def test_tokens_are_counted_per_completion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Completions that end sooner are filled up to the longest; the filling is no part of the text or the cost."""
-    model = scripted(monkeypatch, {"a": "xyz", "x": "$", "z": "w"})  # ax$  ayyyyyyyy  azwwwww
-    completions, tokens = sample_one(model, "a", n=20, max_tokens=8, stop=("www",))
-    assert {text for text, _ in completions} == {"x", "yyyyyyyy", "z"}
-    spent = {"x": ("stop", 2), "yyyyyyyy": ("length", 8), "z": ("stop", 4)}
-    assert all(reason == spent[text][0] for text, reason in completions)
-    assert tokens == sum(spent[text][1] for text, _ in completions)
-
-
-def test_a_seed_repeats_whatever_stands_beside_it() -> None:
-    model = hf("llama")
-    params = SamplingParams(max_tokens=6)
-    prompt, twin, other = Prompt("2 + 2 =", 7), Prompt("2 + 2 =", 8), Prompt("So", 7)
-    (alone,) = model.sample([prompt], 3, params)
-    torch.manual_seed(99)
-    state = torch.random.get_rng_state()
-    together = model.sample([other, twin, prompt], 3, params)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert together[2].completions == alone.completions
-    assert together[1].completions != alone.completions
-    assert len(set(alone.completions)) == 3
-
-
-def test_temperature_zero_takes_the_likeliest() -> None:
-    model = hf("llama")
-    ids = list(model.encode("2 + 2 ="))
-    with torch.inference_mode():
-        for _ in range(8):
-            ids.append(int(tiny("llama")(torch.tensor([ids])).logits[0, -1].argmax()))
-    wanted = byte_tokenizer().decode(ids[7:])
-    for seed in (1, 2):
-        assert sample_one(model, "2 + 2 =", seed=seed, temperature=0.0, top_p=0.5, top_k=3, max_tokens=8)[0] == [
-            (wanted, "length")
-        ]
-
-
-def test_the_parameters_decide_and_not_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpoints bring sampling habits of their own, and Transformers a top_k of 50 where nobody says otherwise."""
-    printable = "".join(chr(code) for code in range(33, 127) if chr(code) != "$")
-    habits = {"top_k": 1, "temperature": 0.01, "repetition_penalty": 9.0, "suppress_tokens": [257], "min_new_tokens": 3}
-    model = scripted(monkeypatch, {"a": printable, "b": "$"}, do_sample=True, **habits)
-    completions, _ = sample_one(model, "a", n=600, max_tokens=1)
-    assert len(set(completions)) > 60
-    assert sample_one(model, "b") == ([("", "stop")], 1)
-    assert len(set(sample_one(model, "a", n=30, max_tokens=1, top_k=1)[0])) == 1
-    assert len(set(sample_one(model, "a", n=99, max_tokens=1, top_k=2)[0])) == 2
-
-
-def test_a_dummy_prefix_takes_no_space_off_a_completion() -> None:
-    model = HFModel(tiny("llama"), tokenizer := metaspace_tokenizer(), name="llama")
-    ids = [tokenizer.get_vocab()[token] for token in ("▁", "4", "▁T")]
-    assert tokenizer.decode(ids) == "4 T"
-    assert model._tokenizer.decode(ids) == " 4 T"
-    assert model._tokenizer.decode([]) == ""
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "mamba", "gemma3"])
-def test_every_kind_of_model_samples(kind: str) -> None:
-    completions, tokens = sample_one(hf(kind), "2 + 2 =", n=2, max_tokens=5, stop=("\n",))
-    assert len(completions) == 2
-    assert 1 <= tokens <= 10
-
-
-def test_sampling_ends_with_the_context() -> None:
-    model = hf("gpt2")
-    assert sample_one(model, "x" * (CONTEXT - 2), max_tokens=9)[1] == 2
-    (sampled,) = model.sample([Prompt("x" * CONTEXT, 0)], 2, SamplingParams(max_tokens=9))
-    assert [(each.text, each.finish_reason) for each in sampled.completions] == [("", "length")] * 2
 
 
 # --- loading --------------------------------------------------------------------------------------------------------

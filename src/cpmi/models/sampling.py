@@ -1,15 +1,32 @@
-"""Continue one prompt with Transformers' ``generate``."""
+"""What sampling is, whatever computes the logits: which token comes next, where a completion ends, what it cost.
+
+A completion has random numbers of its own, which only its prompt's seed and its own number decide. So it is the same,
+up to rounding, whatever is computed beside it and in whichever order.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from cpmi.models.tokenizing import SegmentTokenizer
-from cpmi.protocols import Completion, SamplingParams
+from cpmi.protocols import Completion, OnSampled, Sampled, SamplingParams
+from cpmi.records import Cost
+
+NO_TOKEN = -1
 
 
 def plain_generation(model: Any) -> frozenset[int]:
@@ -22,72 +39,199 @@ def plain_generation(model: Any) -> frozenset[int]:
     return frozenset(ends if isinstance(ends, list) else [ends] if ends is not None else [])
 
 
-@torch.inference_mode()
-def continue_prompt(
-    model: Any,
-    tokenizer: SegmentTokenizer,
-    ids: Sequence[int],
-    seed: int,
-    n: int,
-    params: SamplingParams,
-    ends: frozenset[int],
-) -> tuple[list[Completion], int]:
-    """``n`` completions of the prompt ``ids``, and how many tokens were sampled for them."""
-    prompt = torch.tensor([list(ids)], device=model.device)
-    stop = _StopTexts(tokenizer, params.stop, len(ids))
-    how = {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
-    with torch.random.fork_rng(range(torch.cuda.device_count())):  # manual_seed seeds every device
-        torch.manual_seed(seed)
-        output = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            num_return_sequences=n,
-            max_new_tokens=params.max_tokens,
-            repetition_penalty=params.repetition_penalty,
-            stopping_criteria=StoppingCriteriaList([stop]),
-            pad_token_id=tokenizer.pad_token(),
-            **({"do_sample": True, **how} if params.temperature > 0 else {"do_sample": False}),
-        )
-    rows = output[:, len(ids) :].tolist()
-    lengths = [min(stop.lengths.get(i, len(row)), _length(row, ends)) for i, row in enumerate(rows)]
-    sampled = [row[:length] for row, length in zip(rows, lengths, strict=True)]
-    return [_completion(tokenizer.decode(row), row, params.stop, ends) for row in sampled], sum(lengths)
+@dataclass(slots=True, eq=False)
+class Row:
+    """One completion in the making.
 
-
-class _StopTexts(StoppingCriteria):
-    """Ends a completion whose own text holds a stop text.
-
-    ``generate``'s ``stop_strings`` also looks at the prompt, so that a prompt that ends with a line break and a
-    completion that begins with one would be a blank line.
+    Attributes:
+        prompt: the index of its prompt.
+        tokens: the prompt's and those sampled so far.
+        start: how many of them are the prompt's.
+        room: the most tokens to sample.
+        key: what its random numbers are made from.
+        finish_reason: see ``Completion``; None: it goes on.
     """
 
-    def __init__(self, tokenizer: SegmentTokenizer, stop: Sequence[str], prompt_length: int) -> None:
+    prompt: int
+    tokens: list[int]
+    start: int
+    room: int
+    key: str
+    finish_reason: str | None = None
+
+    @property
+    def sampled(self) -> list[int]:
+        return self.tokens[self.start :]
+
+    def uniform(self) -> float:
+        """The random number, 0 <= u < 1, for the next token; no state, so that a step can be done again."""
+        digest = hashlib.blake2b(f"{self.key}:{len(self.tokens) - self.start}".encode(), digest_size=8).digest()
+        return (int.from_bytes(digest) >> 11) / 2**53
+
+
+def rows_of(prompt: int, ids: Sequence[int], seed: int, n: int, room: int) -> list[Row]:
+    """The ``n`` completions of a prompt, not begun."""
+    return [Row(prompt, list(ids), len(ids), room, f"{seed}:{number}") for number in range(n)]
+
+
+class Picker:
+    """Draws each row's next token with the row's own random numbers."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._penalty: Any = None
+        if params.repetition_penalty != 1:
+            self._penalty = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)
+        self._greedy = params.temperature == 0
+        self._warpers: list[LogitsProcessor] = []
+        if params.temperature not in (0, 1):
+            self._warpers.append(TemperatureLogitsWarper(float(params.temperature)))
+        if params.top_k:
+            self._warpers.append(TopKLogitsWarper(params.top_k))
+        if params.top_p < 1:
+            self._warpers.append(TopPLogitsWarper(params.top_p))
+
+    def pick(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
+        """A token for each row, -1 where the logits are no numbers.
+
+        Args:
+            logits: (rows, vocabulary) of what follows each row's tokens.
+        """
+        scores = logits.float()
+        if self._penalty is not None:
+            scores = self._penalty(_histories(rows, scores.device), scores)
+        if self._greedy:
+            mass, tokens = scores.max(-1)
+        else:
+            for warper in self._warpers:
+                scores = warper(None, scores)  # they look at the scores alone
+            mass, tokens = _draw(scores, [row.uniform() for row in rows])
+        picked: list[int] = tokens.masked_fill(mass.isnan(), NO_TOKEN).tolist()
+        return picked
+
+
+def _histories(rows: Sequence[Row], device: torch.device) -> torch.Tensor:
+    """(rows, longest) tokens of each row, filled up with one of its own, so that nothing else is penalized."""
+    longest = max(len(row.tokens) for row in rows)
+    filled = [[row.tokens[0]] * (longest - len(row.tokens)) + row.tokens for row in rows]
+    return torch.tensor(filled, device=device)
+
+
+def _draw(scores: torch.Tensor, uniforms: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each row the total of its masses, NaN where its scores are no numbers, and the token drawn.
+
+    The token is the first at which the summed masses exceed a share of their total; one without mass never is. Summed
+    in double precision, where no rounding of 150,000 of them matters.
+    """
+    summed = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
+    total = summed[:, -1:]
+    shares = torch.tensor(uniforms, dtype=torch.float64, device=scores.device)[:, None] * total
+    tokens = torch.searchsorted(summed, shares, right=True).clamp_(max=scores.shape[-1] - 1)
+    return total[:, 0], tokens[:, 0]
+
+
+class Ending:
+    """Tells where a completion ends: at a token that ends the text, behind a stop text, or where there is no room.
+
+    A stop text is looked for in the completion alone: else a prompt that ends with a line break and a completion that
+    begins with one would be a blank line.
+    """
+
+    def __init__(self, tokenizer: SegmentTokenizer, stop: Sequence[str], ends: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        self._prompt_length = prompt_length
+        self._ends = ends
         # A token is at least a byte, but for special ones: what the newest token completes lies within this many.
         self._tail = max((len(each.encode()) for each in stop), default=0) + 8
-        self.lengths: dict[int, int] = {}
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        del scores
-        done = [self._ended(i, row[self._prompt_length :]) for i, row in enumerate(input_ids)] if self._stop else []
-        return torch.tensor(done or [False] * len(input_ids), device=input_ids.device)
+    def extend(self, row: Row, token: int) -> None:
+        """Append a sampled token to the row, and note if that ends it."""
+        row.tokens.append(token)
+        if token in self._ends or self._stops(row):
+            row.finish_reason = "stop"
+        elif len(row.tokens) - row.start >= row.room:
+            row.finish_reason = "length"
 
-    def _ended(self, index: int, row: torch.Tensor) -> bool:
-        if index not in self.lengths:
-            text = self._tokenizer.decode(row[-self._tail :].tolist())
-            if any(each in text for each in self._stop):
-                self.lengths[index] = len(row)
-        return index in self.lengths
+    def _stops(self, row: Row) -> bool:
+        if not self._stop:
+            return False
+        text = self._tokenizer.decode(row.tokens[max(row.start, len(row.tokens) - self._tail) :])
+        return any(each in text for each in self._stop)
+
+    def completion(self, row: Row) -> Completion:
+        text = self._tokenizer.decode(row.sampled)
+        cuts = [text.index(each) for each in self._stop if each in text]
+        return Completion(text[: min(cuts)] if cuts else text, row.finish_reason or "length")
 
 
-def _length(row: list[int], ends: frozenset[int]) -> int:
-    """How many tokens were sampled up to the one that ends the text, before the filling."""
-    return next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+@dataclass(slots=True)
+class _Account:
+    """What is known of one prompt."""
+
+    rows: list[Row] = field(default_factory=list)
+    running: int = 0
+    scored: int = 0
+    planned: int = 0
+    seconds: float = 0.0
+    result: Sampled | None = None
 
 
-def _completion(text: str, row: list[int], stop: Sequence[str], ends: frozenset[int]) -> Completion:
-    cuts = [text.index(each) for each in stop if each in text]
-    stopped = bool(cuts) or bool(row and row[-1] in ends)
-    return Completion(text[: min(cuts)] if cuts else text, "stop" if stopped else "length")
+class Ledger:
+    """The prompts of one request: what is done of each, what it cost, and whom to tell."""
+
+    def __init__(self, prompts: int, ending: Ending, on_done: OnSampled) -> None:
+        self._accounts = [_Account() for _ in range(prompts)]
+        self._ending = ending
+        self._on_done = on_done
+        self._last = time.perf_counter()
+
+    def open(self, prompt: int, rows: list[Row], share: int = 0, planned: int = 0) -> None:
+        """Wait for these rows of a prompt.
+
+        Args:
+            share: its share of all the prompt tokens that will be computed.
+            planned: how many tokens will be computed when its turn comes.
+        """
+        self._accounts[prompt] = _Account(rows, len(rows), share, planned)
+
+    def close(self, prompt: int, completions: tuple[Completion, ...] = (), error: str | None = None) -> None:
+        """Settle a prompt; whatever of it still runs is finished, too."""
+        account = self._accounts[prompt]
+        for row in account.rows:
+            row.finish_reason = row.finish_reason or "error"
+        generated = sum(len(row.tokens) - row.start for row in account.rows)
+        account.result = Sampled(completions, Cost(generated, account.scored, account.seconds), error)
+        account.rows = []
+        self._on_done(prompt, account.result)
+
+    def computed(self, prompt: int, tokens: int) -> None:
+        """So many tokens were computed on behalf of a prompt; those that were planned are paid for by shares."""
+        account = self._accounts[prompt]
+        account.scored += tokens - account.planned
+        account.planned = 0
+
+    def advance(self, rows: Sequence[Row], tokens: Sequence[int]) -> None:
+        """Give each row its next token, and the rows' prompts the time since the last call in equal parts."""
+        for row, token in zip(rows, tokens, strict=True):
+            if token != NO_TOKEN:
+                self._ending.extend(row, token)
+        now = time.perf_counter()
+        for row in rows:
+            self._accounts[row.prompt].seconds += (now - self._last) / len(rows)
+        self._last = now
+        for row, token in zip(rows, tokens, strict=True):
+            self._settle(row, token)
+
+    def _settle(self, row: Row, token: int) -> None:
+        account = self._accounts[row.prompt]
+        if account.result is not None:
+            return
+        if token == NO_TOKEN:
+            self.close(row.prompt, error="the model's logits are not numbers (NaN)")
+        elif row.finish_reason is not None:
+            account.running -= 1
+            if not account.running:
+                self.close(row.prompt, tuple(self._ending.completion(each) for each in account.rows))
+
+    def results(self) -> list[Sampled]:
+        """One for each prompt, all of which are settled."""
+        return [account.result for account in self._accounts if account.result is not None]
