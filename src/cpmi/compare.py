@@ -131,10 +131,10 @@ def compare(
     loaded = {name: _load(path) for name, path in _names(runs).items()}
     notes: list[str] = []
     by_id = _trajectories(runs, trajectories, notes)
+    _check_lengths(loaded, by_id)
     attempted = _common(loaded.values(), lambda _: True)
     if not attempted:
         raise InputError("the runs have no trajectory in common; compare runs over the same file")
-    _check_lengths(loaded, by_id)
     base = _baseline(loaded, baseline)
     rewarded = _common(loaded.values(), lambda record: record.error is None)
     judged = [i for i in rewarded if i in by_id and any(v is not None for v in by_id[i].step_labels or ())]

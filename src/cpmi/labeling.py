@@ -43,6 +43,7 @@ class LabelJob:
         model: the labeling model or the policy; outcome labels need none.
         settings: of the method, and which method it is.
         prover: for ``PAVSettings`` whose prover is another model.
+        rollouts_from: a run of the same policy over the same trajectories, whose rollouts are taken instead of sampled.
         limit: only the first so many trajectories of the file; the run can go on later with more.
         batch_size: trajectories handed to the engine at a time, and then written; None: what suits method and engine.
         retry_errors: try trajectories again that ended in an error.
@@ -53,6 +54,7 @@ class LabelJob:
     model: ModelSettings | None = None
     settings: MethodSettings = field(default_factory=CPMISettings)
     prover: ModelSettings | None = None
+    rollouts_from: Path | None = None
     shard: Shard = Shard()
     limit: int | None = None
     batch_size: int | None = None
@@ -127,7 +129,7 @@ def label(job: LabelJob, on_progress: Callable[[Progress], None] = lambda _: Non
         run = RunDirectory.create_or_resume(job.output, settings | rewarder.describe())
         part = opened.enter_context(Part(run, job.shard, retry_errors=job.retry_errors))
         outcome = opened.enter_context(attempt(run, job.shard))
-        opened.enter_context(tools.rollouts.opened(run, job.shard, part.ids))
+        opened.enter_context(tools.rollouts.opened(run, job.shard, part.ids, job.rollouts_from))
         progress = run_part(
             rewarder,
             islice(read_trajectories(job.trajectories), job.limit),

@@ -38,15 +38,21 @@ class RolloutFile:
         self._known: dict[_Key, Sampled] = {}
 
     @contextmanager
-    def opened(self, run: RunDirectory, shard: Shard, labeled: Collection[str]) -> Iterator[None]:
+    def opened(
+        self, run: RunDirectory, shard: Shard, labeled: Collection[str], taken_from: Path | None = None
+    ) -> Iterator[None]:
         """Read what is there and append to it; the part's lock must be held.
 
         Args:
             labeled: ids of trajectories whose rollouts are not needed any more.
+            taken_from: another run of the same policy, whose rollouts are as good as this one's; see
+                ``require_same_policy``.
 
         Raises:
-            InputError: a broken line.
+            InputError: a broken line, or another run whose rollouts are of another kind.
         """
+        if taken_from is not None:
+            self._take_from(RunDirectory.open(taken_from), run, labeled)
         self._path = run.path / f"rollouts-{shard.index:05d}-of-{shard.count:05d}.jsonl"
         self._read(labeled)
         try:
@@ -77,6 +83,17 @@ class RolloutFile:
                 data = data[self._file.write(data) :]
         self._on_put(len(sampled.completions))
 
+    def _take_from(self, other: RunDirectory, run: RunDirectory, labeled: Collection[str]) -> None:
+        """Take the policy's rollouts of another run; each keeps the cost it had."""
+        require_same_policy(other, run)
+        for file in sorted(other.path.glob("rollouts-*-of-*.jsonl")):
+            with file.open("rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.endswith(b"\n"):
+                        key, sampled = _parse(line, f"{file}:{number}")
+                        if key[0] == "policy" and key[1] not in labeled:
+                            self._known[key] = sampled
+
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def _read(self, labeled: Collection[str]) -> None:
@@ -106,3 +123,21 @@ def _parse(line: bytes, place: str) -> tuple[_Key, Sampled]:
     except (KeyError, TypeError, InputError) as error:
         text = str(error).removeprefix(f"{place}: ")
         raise InputError(f"{place}: no line of rollouts ({text}); remove it and they are sampled again") from error
+
+
+def require_same_policy(other: RunDirectory, run: RunDirectory) -> None:
+    """Refuse rollouts of another model, made by other settings, or of other trajectories.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    for name in ("engine", "settings.rollouts", "input.sha256"):
+        there, here = (_field(each.manifest, name) for each in (other, run))
+        if there is None or there != here:
+            raise InputError(f"{other.path}: its rollouts cannot be taken, its {name} is {there!r} and here {here!r}")
+
+
+def _field(manifest: Any, name: str) -> Any:
+    for part in name.split("."):
+        manifest = manifest.get(part) if isinstance(manifest, dict) else None
+    return manifest

@@ -92,6 +92,12 @@ def label(
     ] = 0.95,
     top_k: Annotated[int, _option(_ROLLOUTS, "Sample of the k likeliest tokens; 0: all.", min=0)] = 20,
     repetition_penalty: Annotated[float, _option(_ROLLOUTS, "On tokens that were there; 1: none.", min=1e-9)] = 1.05,
+    rollouts_from: Annotated[
+        Path | None,
+        _option(
+            _ROLLOUTS, "A run of mc or pav with the same policy and trajectories: take its rollouts, sample the rest."
+        ),
+    ] = None,
     value: Annotated[
         Value | None, _option(_MC, "soft: share of right rollouts; hard: 1 if any is right. Default: soft.")
     ] = None,
@@ -168,7 +174,7 @@ def label(
         None if method == "outcome" else ModelSettings(model, dtype, device, batch_tokens, _options(engine_option)),
         made_by[method](),
         ModelSettings(prover, dtype, device, batch_tokens, _options(prover_option)) if needs_prover else None,
-        Shard.parse(shard), limit, batch_size, retry_errors,
+        rollouts_from, Shard.parse(shard), limit, batch_size, retry_errors,
     )  # fmt: skip
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -10,8 +10,9 @@ import typer
 from cpmi.cli.app import Json, Run, Trajectories, app, print_json
 from cpmi.errors import InputError
 
-# The same names as in cpmi.export, which is not imported here: it loads numpy.
+# The same names as in cpmi.export and cpmi.combine, which are not imported here: they load numpy.
 ExportFormat = Literal["jsonl", "parquet", "stepwise"]
+ScaleName = Literal["zscore", "rank", "none"]
 
 
 @app.command()
@@ -96,3 +97,39 @@ def compare(
         print_json(asdict(result))
         return
     show_table(*table(result), notes(result))
+
+
+@app.command()
+def combine(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a file of step rewards.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Another, over the same trajectories.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .jsonl, .jsonl.gz or .parquet.")],
+    first_steps: Annotated[
+        int | None, typer.Option(metavar="K", help="The first K steps from the first run, the rest from the second.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(metavar="W1,W2", help="A weighted sum of the two.")] = None,
+    scale: Annotated[ScaleName, typer.Option(help="Put both on one scale first.")] = "zscore",
+    as_json: Json = False,
+) -> None:
+    """Make one set of rewards of two: first steps from one and the rest from the other, or a weighted sum."""
+    from dataclasses import asdict
+
+    from cpmi.combine import Rule
+    from cpmi.combine import combine as combine_runs
+
+    report = combine_runs(first, second, output, Rule(first_steps, _weights(weights)), scale)
+    if as_json:
+        print_json(asdict(report) | {"output": str(output)})
+        return
+    failed = f", {report.failed} lines with an error, for they have no rewards in both" if report.failed else ""
+    typer.echo(f"{report.combined} combined{failed} -> {output}")
+
+
+def _weights(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        first, second = map(float, text.split(","))
+    except ValueError as error:
+        raise InputError(f"weights {text!r}: write two numbers, for example 0.5,0.5") from error
+    return first, second
