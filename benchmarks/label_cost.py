@@ -5,7 +5,8 @@
 Each method is a ``cpmi label`` command, one after the other on an otherwise idle machine, all on the same trajectories
 and the same model; ``cpmi compare`` makes the table. CPMI runs on Transformers, rollouts on vLLM (and, for the
 throughput of the two samplers, a few trajectories on Transformers). Killed, it goes on where it was: give the same
-folder. Seconds are those the engines and labelers report; loading a model is not in them.
+folder. PAV and the binary search take over the rollouts they share with Monte Carlo, at what those cost. Seconds are
+those the engines and labelers report; loading a model is not in them.
 """
 
 from __future__ import annotations
@@ -34,25 +35,25 @@ class Run:
 
 def runs(options: argparse.Namespace) -> list[Run]:
     hf, vllm = ("--model", f"hf:{options.model}"), ("--model", f"vllm:{options.model}")
-    tokens = ("--max-tokens", str(options.max_tokens))
+    sampling = ("--max-tokens", str(options.max_tokens), "--top-p", str(options.top_p))
     every = ("--limit", str(options.limit))
     few = ("--limit", str(options.transformers_limit))
-    at_once = ("--batch-size", str(options.limit))
+    rolled = (*vllm, *sampling, *every, "--batch-size", str(options.limit))
+    # The rollouts that Monte Carlo has paid for are taken over with their cost, instead of being sampled again.
+    again = (*rolled, "--rollouts-from", str(options.output / "mc"))
     planned = [
         Run("outcome", ("--method", "outcome", *every)),
         Run("cpmi-instructions", ("--method", "cpmi", *hf, *every)),
         Run("cpmi-cues", ("--method", "cpmi", *hf, "--template-set", "cues", *every)),
         Run("cpmi-sampled", ("--method", "cpmi", *hf, "--negative-kinds", "sampled", *every)),
-        Run("mc", ("--method", "mc", *vllm, *tokens, *every, *at_once)),
-        Run("mc-binary", ("--method", "mc", "--rollout-search", "binary", *vllm, *tokens, *every, *at_once)),
+        Run("mc", ("--method", "mc", *rolled)),
+        Run("mc-binary", ("--method", "mc", "--rollout-search", "binary", *again)),
+        Run("pav", ("--method", "pav", *again)),
     ]
     if options.prover:
-        prover = ("--prover", f"vllm:{options.prover}")
-        planned.append(Run("pav", ("--method", "pav", *prover, *vllm, *tokens, *every, *at_once)))
-    else:
-        planned.append(Run("pav-best-of-4", ("--method", "pav", *vllm, *tokens, *every, *at_once)))
+        planned.append(Run("pav-prover", ("--method", "pav", "--prover", f"vllm:{options.prover}", *again)))
     if options.transformers_limit:
-        planned.append(Run("mc-on-transformers", ("--method", "mc", *hf, *tokens, *few)))
+        planned.append(Run("mc-on-transformers", ("--method", "mc", *hf, *sampling, *few)))
     return [run for run in planned if not options.only or run.name in options.only]
 
 
@@ -75,9 +76,10 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a local folder or a hub id, without hf: or vllm:")
     parser.add_argument("--trajectories", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--prover", help="another model, for PAV; default: Best-of-4 of the policy")
+    parser.add_argument("--prover", help="another model: PAV with it, beside PAV with Best-of-4 of the policy")
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--top-p", type=float, default=1.0, help="below 1 the engines sort the whole vocabulary")
     parser.add_argument("--transformers-limit", type=int, default=4, help="trajectories rolled out on Transformers too")
     parser.add_argument("--only", nargs="*", help="only these runs")
     options = parser.parse_args()

@@ -59,7 +59,7 @@ def load_hf(source: str, settings: ModelSettings) -> HFModel:
         model,
         tokenizer,
         name=settings.name,
-        revision=getattr(model.config, "_commit_hash", None) or _fingerprint(Path(source).expanduser()),
+        revision=getattr(model.config, "_commit_hash", None) or fingerprint(Path(source).expanduser()),
         batch_tokens=settings.batch_tokens,
     )
 
@@ -138,7 +138,7 @@ def _device(torch: Any, wanted: str) -> Any:
     return device
 
 
-def _fingerprint(path: Path) -> str | None:
+def fingerprint(path: Path) -> str | None:
     """What tells two local checkpoints of the same path apart, without reading gigabytes: names, sizes, samples."""
     if not path.exists():
         return None
