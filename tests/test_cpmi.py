@@ -14,6 +14,8 @@ from cpmi import CPMI, CPMISettings, NegativeSettings, StepRewards, Template, Tr
 from cpmi.models.toy import ToyModel
 from cpmi.prompts import CUES
 from cpmi.protocols import Truncation
+from cpmi.records import Cost
+from scripted import ScriptedSampler
 
 # One template of five bytes before the steps ("q\n" would do; no byte of it is a digit or "="), target "=" + answer.
 TEMPLATE = Template("{question}?", "={answer}")
@@ -136,6 +138,16 @@ def test_one_bad_trajectory_fails_alone(trajectory: Trajectory, message: str) ->
     assert message in bad.error
     assert bad.rewards == ()
     assert before.rewards == after.rewards == label(SEVEN).rewards
+
+
+def test_wrong_answers_that_cannot_be_sampled_fail_the_trajectory() -> None:
+    """A label without contrast, or with the wrong answers of another kind, would be another label."""
+    sampler = ScriptedSampler(lambda _: "server: HTTP 500")
+    chosen = replace(BASE, negatives=NegativeSettings.parse("sampled,rule"))
+    (record,) = CPMI(ToyModel(), chosen, sampler=sampler).rewards([SEVEN])
+    assert record.error == "no wrong answers sampled: server: HTTP 500"
+    assert record.rewards == ()
+    assert record.cost == Cost(seconds=0.5)
 
 
 def test_costs_are_the_engine_s() -> None:

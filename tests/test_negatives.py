@@ -6,8 +6,7 @@ import pickle
 import random
 import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,8 @@ from cpmi.labelers.negatives import (
     sampling_prompt,
 )
 from cpmi.labelers.perturbations import NumberFormat, perturb
-from cpmi.protocols import Completion, Prompt, Sampled, SamplingParams
 from cpmi.records import Cost, Trajectory
+from scripted import ScriptedSampler
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 QUESTION = "How many?"
@@ -305,35 +304,24 @@ def test_a_number_format_writes_its_own_number_back(digits: int, decimals: int, 
 # --- sampled --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Parrot:
-    """A sampler that says the same whatever it is asked, and remembers what it was asked."""
-
-    says: tuple[str, ...]
-    asked: list[tuple[Prompt, int, SamplingParams]] = field(default_factory=list)
-
-    def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> list[Sampled]:
-        self.asked += [(prompt, n, params) for prompt in prompts]
-        return [
-            Sampled(tuple(Completion(text, "stop") for text in self.says), Cost(tokens_generated=9)) for _ in prompts
-        ]
-
-
 def test_sampled_answers_are_cleaned_checked_and_paid_for(grader: Grader) -> None:
-    parrot = Parrot((" 12 apples\nmore", "the answer is 10", "$14.00", "12", "no idea", " **16**"))
+    said = (" 12 apples\nmore", "the answer is 10", "$14.00", "12", "no idea", " **16**")
+    parrot = ScriptedSampler(lambda _: said)
     t = trajectory("10", "2 + 8 = 10")
     found = find_negatives(t, NegativeSettings.parse("sampled"), grader, sampled=parrot)
     assert [n.text for n in found.negatives] == ["12", "14", "16"]
-    assert found.cost == Cost(tokens_generated=9)
-    ((prompt, n, params),) = parrot.asked
-    assert (n, params.temperature, params.top_p, params.max_tokens) == (8, 1.05, 0.9, 24)
+    assert found.cost == Cost(60, 5, 0.5)
+    (prompt,) = parrot.asked
+    params = parrot.params
+    assert params is not None
+    assert (params.temperature, params.top_p, params.max_tokens) == (1.05, 0.9, 24)
     assert QUESTION in prompt.text
     assert prompt == sampling_prompt(t)
     assert sampling_prompt(t, seed=1).seed != prompt.seed
 
 
 def test_sampling_is_not_paid_for_where_it_is_not_needed(grader: Grader) -> None:
-    parrot = Parrot(("12",))
+    parrot = ScriptedSampler(lambda _: ("12",))
     found = find_negatives(trajectory("10"), NegativeSettings.parse("rule,sampled"), grader, sampled=parrot)
     assert (len(found.negatives), found.cost, parrot.asked) == (4, Cost(), [])
 

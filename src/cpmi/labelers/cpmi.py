@@ -122,24 +122,26 @@ class CPMI:
         ``terms`` hold the two parts, ``gold`` and ``wrong`` (reward = gold - weight * wrong); ``details`` the answers
         scored, the gold one first, and the kinds of the others.
         """
-        planned = [self._plan_or_error(trajectory) for trajectory in trajectories]
+        planned = [self._plan(trajectory) for trajectory in trajectories]
         trees = [plan.tree for each in planned if isinstance(each, _Planned) for plan in each.plans]
         scored = iter(self._scorer.logprobs(trees, self._settings.truncation))
         return [
-            self._failed(trajectory, each) if isinstance(each, str) else self._reward(trajectory, each, scored)
+            each if isinstance(each, StepRewards) else self._reward(trajectory, each, scored)
             for trajectory, each in zip(trajectories, planned, strict=True)
         ]
 
     def _failed(self, trajectory: Trajectory, error: str, cost: Cost = Cost()) -> StepRewards:
         return StepRewards(trajectory.id, (), self.name, cost=cost, error=error)
 
-    def _plan_or_error(self, trajectory: Trajectory) -> _Planned | str:
-        error = why_not(trajectory)
-        return self._plan(trajectory, (trajectory.gold_answer or "").strip()) if error is None else error
-
-    def _plan(self, trajectory: Trajectory, gold: str) -> _Planned:
+    def _plan(self, trajectory: Trajectory) -> _Planned | StepRewards:
+        """What is to be scored; a trajectory that cannot be, as the failure it is."""
+        if (error := why_not(trajectory)) is not None:
+            return self._failed(trajectory, error)
         start = time.perf_counter()
+        gold = (trajectory.gold_answer or "").strip()
         found = find_negatives(trajectory, self._settings.negatives, self._grader, self._siblings, self._sampler)
+        if found.error is not None:
+            return self._failed(trajectory, f"no wrong answers sampled: {found.error}", found.cost)
         pairs = step_contexts(self._settings.context, len(trajectory.steps))
         plans = plan_scoring(
             trajectory.question,

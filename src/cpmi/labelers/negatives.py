@@ -52,10 +52,15 @@ class Negative:
 
 @dataclass(frozen=True, slots=True)
 class FoundNegatives:
-    """The wrong answers found for a trajectory, in the order found, and what finding them cost."""
+    """The wrong answers found for a trajectory, in the order found, and what finding them cost.
+
+    Attributes:
+        error: the model could not be asked for wrong answers; what was found without it is not what was wanted.
+    """
 
     negatives: tuple[Negative, ...]
     cost: Cost = Cost()
+    error: str | None = None
 
 
 Kinds = tuple[tuple[str, int | None], ...]
@@ -206,7 +211,7 @@ def find_negatives(
                 search.take(kind, None if lifted else limit)
         if search.found:
             break
-    return FoundNegatives(tuple(search.found), search.cost)
+    return FoundNegatives(tuple(search.found), search.cost, search.error)
 
 
 class _Search:
@@ -224,6 +229,7 @@ class _Search:
         self.trajectory, self.gold, self.settings, self.grader = trajectory, gold, settings, grader
         self.found: list[Negative] = []
         self.cost = Cost()
+        self.error: str | None = None
         self._siblings, self._sampler = siblings, sampler
         self._format = NumberFormat.of(gold)
         sources: dict[str, Callable[[], Iterator[str]]] = {
@@ -291,6 +297,7 @@ class _Search:
         prompt = sampling_prompt(self.trajectory, self.settings.seed)
         (drawn,) = self._sampler.sample([prompt], SAMPLES, SAMPLING)
         self.cost += drawn.cost
+        self.error = drawn.error
         clean = functools.partial(clean_sample, numeric=parse_number(self.gold) is not None)
         yield from filter(None, map(clean, (completion.text for completion in drawn.completions)))
 

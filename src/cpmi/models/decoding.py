@@ -22,6 +22,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from cpmi.models.memory import attempt
 from cpmi.models.sampling import Ledger, Picker, Row
 
+# Transformers renamed the argument in 5.24; models with code of their own keep the old name.
+_CACHE_NAMES = ("past_key_values", "cache")
+
 
 @dataclass(slots=True)
 class BatchLimits:
@@ -52,8 +55,10 @@ def why_not_batched(model: Any) -> str | None:
     # The underscored attribute is Transformers' own way to say this about a model; there is no public one.
     if getattr(model, "_is_stateful", False):
         return "its recurrent layers keep no state per token"
-    needed = {"past_key_values", "attention_mask", "position_ids"}
-    if missing := sorted(needed - set(inspect.signature(model.forward).parameters)):
+    parameters = inspect.signature(model.forward).parameters
+    if not any(name in parameters for name in _CACHE_NAMES):
+        return "its forward pass takes no cache"
+    if missing := sorted({"attention_mask", "position_ids"} - set(parameters)):
         return f"its forward pass takes no {' and no '.join(missing)}"
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     if unknown := sorted(kinds - {"full_attention", "sliding_attention"}):
@@ -142,8 +147,10 @@ def shared_beginning(a: Sequence[int], b: Sequence[int]) -> int:
 
 def next_logits(model: Any, ids: torch.Tensor, seen: torch.Tensor, places: torch.Tensor, cache: Any) -> torch.Tensor:
     """(rows, vocabulary) logits behind the last of the new tokens ``ids`` (rows, new), whose states join the cache."""
-    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    output = model(ids, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True, **keep)
+    parameters = inspect.signature(model.forward).parameters
+    more = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+    more |= {next(name for name in _CACHE_NAMES if name in parameters): cache}
+    output = model(ids, attention_mask=seen, position_ids=places, use_cache=True, **more)
     logits: torch.Tensor = output.logits[:, -1]
     return logits
 
