@@ -3,6 +3,7 @@
     python benchmarks/label_cost.py --model PATH --trajectories FILE --output FOLDER [--limit 50] [--prover PATH]
 
 Each method is a ``cpmi label`` command, one after the other on an otherwise idle machine, all on the same trajectories
+(those of the file whose ids have the smallest hashes, so that right and wrong solutions are mixed whatever their order)
 and the same model; ``cpmi compare`` makes the table. CPMI runs on Transformers, rollouts on vLLM (and, for the
 throughput of the two samplers, a few trajectories on Transformers). Killed, it goes on where it was: give the same
 folder. PAV and the binary search take over the rollouts they share with Monte Carlo, at what those cost. Seconds are
@@ -12,6 +13,7 @@ those the engines and labelers report; loading a model is not in them.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -22,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cpmi import __version__, read_rewards
+from cpmi import __version__, read_rewards, read_trajectories, write_records
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,16 @@ def runs(options: argparse.Namespace) -> list[Run]:
     return [run for run in planned if not options.only or run.name in options.only]
 
 
+def shuffled(trajectories: Path, folder: Path) -> Path:
+    """The file with its lines in the order of the hashes of their ids, the same on every machine."""
+    file = folder / "trajectories.jsonl"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        by_hash = sorted(read_trajectories(trajectories), key=lambda t: hashlib.sha256(t.id.encode()).digest())
+        write_records(file, by_hash)
+    return file
+
+
 def cpmi(*arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "cpmi", *arguments], check=True, stdout=subprocess.PIPE, text=True, env=os.environ
@@ -87,11 +99,12 @@ def main() -> None:
     print(
         f"cpmi {__version__}, Python {platform.python_version()}, {os.cpu_count()} CPUs, {started:%Y-%m-%d %H:%M} UTC"
     )
+    trajectories = shuffled(options.trajectories, options.output)
     folders = []
     for run in runs(options):
         folder = options.output / run.name
         print(f"-- cpmi label {' '.join(run.options)}", flush=True)
-        print(cpmi("label", str(options.trajectories), "--output", str(folder), *run.options), end="", flush=True)
+        print(cpmi("label", str(trajectories), "--output", str(folder), *run.options), end="", flush=True)
         folders.append(folder)
     compared = [str(folder) for folder in folders if folder.name != "mc-on-transformers"]
     if len(compared) > 1:

@@ -90,6 +90,27 @@ def test_a_prover_that_is_another_model(cpmi: Any) -> None:
     assert (roles.count("policy"), roles.count("prover")) == (4, 7)
 
 
+def test_rollouts_that_another_run_has_paid_for_are_taken_over(cpmi: Any) -> None:
+    cpmi(*MC)
+    code, _, err = cpmi(*PAV, "--rollouts-from", "mc")
+    assert code == 0
+    assert "24 rollouts" in err  # of the three empty prefixes alone, instead of 56
+    assert {r.trajectory_id: r.terms["policy"] for r in read_rewards("pav")} == rewards("mc")
+    paid = {r.trajectory_id: r.cost.tokens_generated for r in read_rewards("mc")}
+    assert all(r.cost.tokens_generated > paid[r.trajectory_id] > 0 for r in read_rewards("pav"))
+
+
+def test_rollouts_of_another_kind_are_not_taken_over(cpmi: Any) -> None:
+    cpmi(*MC)
+    code, _, err = cpmi(*PAV, "--rollouts-from", "mc", "--temperature", "1")
+    assert code == 2
+    assert "mc: its rollouts cannot be taken, its settings.rollouts is" in err
+    code, _, err = cpmi(*PAV, "--rollouts-from", "elsewhere")
+    assert code == 2
+    assert "elsewhere: not a run directory" in err
+    assert "Traceback" not in err
+
+
 def test_outcome_from_the_command_line_loads_no_model(cpmi: Any) -> None:
     code, _, _ = cpmi("label", "t.jsonl", "--method", "outcome", "--model", "hf:./none", "--output", "outcome")
     assert code == 0

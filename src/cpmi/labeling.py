@@ -20,7 +20,7 @@ from cpmi.labelers.pav import PAV, PAVSettings
 from cpmi.labelers.rollouts import GRADING_THREADS
 from cpmi.models import ModelSettings, open_model
 from cpmi.records import Trajectory, read_trajectories
-from cpmi.rollout_file import RolloutFile
+from cpmi.rollout_file import RolloutFile, require_same_policy
 from cpmi.runs import Part, Progress, RunDirectory, Shard, attempt, run_part
 
 if TYPE_CHECKING:
@@ -122,11 +122,15 @@ def label(job: LabelJob, on_progress: Callable[[Progress], None] = lambda _: Non
     settings = _manifest(job, scan)
     if (done := _done_before(job, scan, settings)) is not None:
         return done
+    source = None if job.rollouts_from is None else RunDirectory.open(job.rollouts_from)
     watch = _Watch(on_progress)
     with ExitStack() as opened:
         tools = _open_tools(job, scan, opened, watch)
         rewarder = METHODS[job.method].open(job, tools)
-        run = RunDirectory.create_or_resume(job.output, settings | rewarder.describe())
+        settings |= rewarder.describe()
+        if source is not None:
+            require_same_policy(source, settings)
+        run = RunDirectory.create_or_resume(job.output, settings)
         part = opened.enter_context(Part(run, job.shard, retry_errors=job.retry_errors))
         outcome = opened.enter_context(attempt(run, job.shard))
         opened.enter_context(tools.rollouts.opened(run, job.shard, part.ids, job.rollouts_from))

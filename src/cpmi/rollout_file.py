@@ -9,7 +9,7 @@ nothing reads them any more: they are there for whoever wants to look, and can b
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import IO, Any
 from cpmi.errors import InputError
 from cpmi.protocols import Completion, Sampled
 from cpmi.records import Cost, parse_line
-from cpmi.runs import RunDirectory, Shard, writing
+from cpmi.runs import RunDirectory, Shard, as_json, writing
 
 _Key = tuple[str, str, int]
 
@@ -49,10 +49,10 @@ class RolloutFile:
                 ``require_same_policy``.
 
         Raises:
-            InputError: a broken line, or another run whose rollouts are of another kind.
+            InputError: a broken line.
         """
         if taken_from is not None:
-            self._take_from(RunDirectory.open(taken_from), run, labeled)
+            self._take_from(taken_from, labeled)
         self._path = run.path / f"rollouts-{shard.index:05d}-of-{shard.count:05d}.jsonl"
         self._read(labeled)
         try:
@@ -83,10 +83,9 @@ class RolloutFile:
                 data = data[self._file.write(data) :]
         self._on_put(len(sampled.completions))
 
-    def _take_from(self, other: RunDirectory, run: RunDirectory, labeled: Collection[str]) -> None:
+    def _take_from(self, other: Path, labeled: Collection[str]) -> None:
         """Take the policy's rollouts of another run; each keeps the cost it had."""
-        require_same_policy(other, run)
-        for file in sorted(other.path.glob("rollouts-*-of-*.jsonl")):
+        for file in sorted(other.glob("rollouts-*-of-*.jsonl")):
             with file.open("rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     if line.endswith(b"\n"):
@@ -125,14 +124,17 @@ def _parse(line: bytes, place: str) -> tuple[_Key, Sampled]:
         raise InputError(f"{place}: no line of rollouts ({text}); remove it and they are sampled again") from error
 
 
-def require_same_policy(other: RunDirectory, run: RunDirectory) -> None:
+def require_same_policy(other: RunDirectory, manifest: Mapping[str, Any]) -> None:
     """Refuse rollouts of another model, made by other settings, or of other trajectories.
+
+    Args:
+        manifest: of the run that would take them.
 
     Raises:
         InputError: naming what differs.
     """
     for name in ("engine", "settings.rollouts", "input.sha256"):
-        there, here = (_field(each.manifest, name) for each in (other, run))
+        there, here = _field(other.manifest, name), _field(as_json(manifest), name)
         if there is None or there != here:
             raise InputError(f"{other.path}: its rollouts cannot be taken, its {name} is {there!r} and here {here!r}")
 

@@ -106,7 +106,7 @@ class RunDirectory:
         Raises:
             InputError: another run is there (with the fields that differ), or files that are not a run.
         """
-        manifest = {"format": FORMAT, "cpmi": __version__, "created": _now(), **settings}
+        manifest = as_json({"format": FORMAT, "cpmi": __version__, "created": _now(), **settings})
         if not (path / "manifest.json").exists():
             cls.refuse_foreign(path)
             path.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class RunDirectory:
         Raises:
             InputError: with every field that differs, there and here.
         """
-        there, here = _flat({name: self.manifest.get(name) for name in settings}), _flat(_as_json(settings))
+        there, here = _flat({name: self.manifest.get(name) for name in settings}), _flat(as_json(settings))
         ignored = {"input.path"}
         if there.get("engine.revision") is not None and there["engine.revision"] == here.get("engine.revision"):
             ignored.add("engine.model")  # the same model under another path
@@ -174,7 +174,8 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """The value as it is read back from JSON: tuples as lists."""
     return json.loads(json.dumps(value))
 
 
