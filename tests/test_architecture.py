@@ -24,7 +24,7 @@ LAYERS = [
     ["models"],
     ["labelers"],
     ["runs", "metrics"],
-    ["rollout_file", "export"],
+    ["rollout_file", "export", "results"],
     ["labeling", "compare", "combine"],
     ["display"],
     ["cli"],

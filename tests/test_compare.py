@@ -13,7 +13,7 @@ import pytest
 from cpmi import Cost, StepRewards, Trajectory, read_rewards, write_records
 from cpmi.cli import main
 from cpmi.combine import Rule, combine
-from cpmi.compare import OUTCOME, Comparison, compare, notes, table
+from cpmi.compare import OUTCOME, Comparison, compare, correlation_table, notes, table
 from cpmi.errors import InputError
 from cpmi.grader import Grader
 
@@ -132,6 +132,10 @@ def test_rank_correlation_by_hand(folder: Path) -> None:
         ("good.jsonl", "same.jsonl"): None,
         ("minus.jsonl", "same.jsonl"): None,
     }
+    assert correlation_table(result) == (
+        ["rank correlation", "minus.jsonl", "same.jsonl"],
+        [["good.jsonl", "-1.00", "-"], ["minus.jsonl", "", "-"]],
+    )
 
 
 def test_without_human_labels_costs_are_compared_all_the_same(folder: Path) -> None:

@@ -384,6 +384,18 @@ def _figure(value: Estimate | None) -> str:
     return f"{value.value:.2f}{interval}"
 
 
+def correlation_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of text: the rank correlation of every two runs; none for a single run."""
+    known = {(each.first, each.second): each.value for each in comparison.correlations}
+    names = list(dict.fromkeys(name for pair in known for name in pair))
+    columns = ["rank correlation", *names[1:]]
+    rows = [
+        [first, *(_signed(known[first, second]) if (first, second) in known else "" for second in names[1:])]
+        for first in names[:-1]
+    ]
+    return columns, rows
+
+
 def notes(comparison: Comparison) -> list[str]:
     """What a reader of the table must know."""
     lines = [
@@ -395,9 +407,8 @@ def notes(comparison: Comparison) -> list[str]:
             f"intervals from {comparison.resamples} resamples of trajectories; first-error F1 at the "
             f"{comparison.threshold_protocol} threshold, an upper bound"
         )
-    correlations = (f"{each.first} ~ {each.second}: {_signed(each.value)}" for each in comparison.correlations)
     if comparison.correlations:
-        lines.append(f"rank correlation (Spearman, all steps): {'; '.join(correlations)}")
+        lines.append("rank correlation: Spearman's, over all steps of the trajectories that every run rewarded")
     return [*lines, *comparison.notes]
 
 

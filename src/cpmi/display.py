@@ -165,8 +165,8 @@ def _color(reward: float | None, scale: float) -> str:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()) -> None:
-    """Print a table with its notes; as Markdown where the output is no terminal, since it is then pasted somewhere."""
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; as Markdown where the output is no terminal, since it is then pasted somewhere."""
     from rich.console import Console
     from rich.table import Table
 
@@ -175,9 +175,13 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Ite
         for row in rows:
             shown.add_row(*row)
         Console(highlight=False).print(shown)
-    else:
-        for line in (columns, ["---"] * len(columns), *rows):
-            print(f"| {' | '.join(line)} |")  # noqa: T201
-        print()  # noqa: T201
+        return
+    for line in (columns, ["---"] * len(columns), *rows):
+        print(f"| {' | '.join(line)} |")  # noqa: T201
+    print()  # noqa: T201
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """Print what a reader of the tables must know."""
     for note in notes:
         print(f"* {note}")  # noqa: T201

@@ -60,14 +60,16 @@ def show(
     show_trajectories(pairs, color_scale(read_rewards(run)), Console(highlight=False))
 
 
-def _note_missing_parts(run: Path) -> None:
+def _note_missing_parts(*runs: Path) -> None:
     from cpmi.runs import RunDirectory
 
-    if not run.is_dir():
-        return
-    done, parts = RunDirectory.open(run).parts_done()
-    if done < parts:
-        typer.echo(f"cpmi: {run} is not finished: {done} of {parts} parts are complete", err=True)
+    missing = []
+    for run in filter(Path.is_dir, runs):
+        done, parts = RunDirectory.open(run).parts_done()
+        if done < parts:
+            missing.append(f"{run} is not finished: {done} of {parts} parts are complete")
+    if missing:
+        typer.echo(f"cpmi: {'; '.join(missing)}", err=True)
 
 
 @app.command()
@@ -85,18 +87,20 @@ def compare(
     from dataclasses import asdict
 
     from cpmi.compare import compare as compare_runs
-    from cpmi.compare import notes, table
-    from cpmi.display import show_table
+    from cpmi.compare import correlation_table, notes, table
+    from cpmi.display import show_notes, show_table
     from cpmi.grader import Grader
 
-    for run in runs:
-        _note_missing_parts(run)
+    _note_missing_parts(*runs)
     with Grader() as grader:
         result = compare_runs(runs, trajectories, baseline, grader=grader, count=bootstrap, seed=seed)
     if as_json:
         print_json(asdict(result))
         return
-    show_table(*table(result), notes(result))
+    show_table(*table(result))
+    if result.correlations:
+        show_table(*correlation_table(result))
+    show_notes(notes(result))
 
 
 @app.command()

@@ -1,0 +1,95 @@
+"""What an evaluation says: one ``EvalResult`` per benchmark, subset and source of rewards, in a JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cpmi.errors import CpmiError, InputError
+from cpmi.metrics import Estimate
+from cpmi.records import JSON, Cost
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """How well one source of step rewards does on one subset of a benchmark.
+
+    Attributes:
+        benchmark: ``steps``, ``processbench`` or ``prmbench``.
+        subset: of the benchmark (``gsm8k``, ``redundency``...), or what it sums up: ``all``, ``average``, ``overall``,
+            a group of PRMBench.
+        source: of the rewards: a run's name, or a trivial baseline's.
+        metrics: each in [0, 1] with its 95 % interval; the value is None where it is not defined (one class only).
+        n: trajectories that the metrics are over.
+        n_unscored: trajectories of the subset that have no rewards, and are in no metric.
+        settings: what the numbers depend on: the threshold protocol, thresholds, resamples, seed.
+        curves: lines to draw, each two lists of numbers: ``roc``, ``pr``, ``reliability``.
+        cases: a trajectory's outcome each: its id, what people said and what the rewards say.
+        notes: what a reader must know, a sentence each.
+        cost: of the rewards.
+        versions: of this package and of those that compute.
+    """
+
+    benchmark: str
+    subset: str
+    source: str
+    metrics: dict[str, Estimate]
+    n: int
+    n_unscored: int = 0
+    settings: dict[str, JSON] = field(default_factory=dict)
+    curves: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
+    cases: tuple[dict[str, JSON], ...] = ()
+    notes: tuple[str, ...] = ()
+    cost: Cost = Cost()
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def write_results(path: Path, results: Sequence[EvalResult]) -> None:
+    """Write results as a JSON list, whole or not at all.
+
+    Raises:
+        InputError: another suffix than ``.json``.
+        CpmiError: the file cannot be written.
+    """
+    if path.suffix != ".json":
+        raise InputError(f"{path}: the name of a result must end in .json")
+    text = json.dumps([dataclasses.asdict(result) for result in results], ensure_ascii=False, indent=1, allow_nan=False)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise CpmiError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_results(path: Path) -> list[EvalResult]:
+    """The results in a file.
+
+    Raises:
+        InputError: no such file, or one that ``write_results`` did not write.
+    """
+    try:
+        rows: Any = json.loads(path.read_text(encoding="utf-8"))
+        return [_result(row) for row in rows]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not a result of cpmi evaluate ({error})") from error
+
+
+def _result(row: dict[str, Any]) -> EvalResult:
+    read = {
+        "metrics": {name: Estimate(**value) for name, value in row["metrics"].items()},
+        "curves": {name: (tuple(x), tuple(y)) for name, (x, y) in row["curves"].items()},
+        "cases": tuple(row["cases"]),
+        "notes": tuple(row["notes"]),
+        "cost": Cost(**row["cost"]),
+    }
+    return EvalResult(**(row | read))
