@@ -318,7 +318,8 @@ def test_compare_from_the_command_line(cpmi: Any) -> None:
     code, out, err = cpmi("compare", "outcome", "cpmi", "both.jsonl", "mc.jsonl", "--bootstrap", "20")
     assert (code, err) == (0, "")
     rows = [row.split("|")[1].strip() for row in out.splitlines() if row.startswith("|")]
-    assert rows == ["run", "---", "outcome", "cpmi", "both.jsonl", "mc.jsonl", OUTCOME]
+    names = ["outcome", "cpmi", "both.jsonl", "mc.jsonl"]
+    assert rows == ["run", "---", *names, OUTCOME, "rank correlation", "---", *names[:-1]]
     code, out, _ = cpmi("compare", "outcome", "cpmi", "--json")
     parsed = json.loads(out)
     assert code == 0

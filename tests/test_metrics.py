@@ -11,41 +11,16 @@ from hypothesis import strategies as st
 
 from cpmi.metrics import (
     Estimate,
-    FirstErrorF1,
     JudgedTrajectory,
     PooledAUC,
     WithinAUC,
     average_ranks,
     estimate,
-    predicted_first_error,
     resamples,
     roc_auc,
     spearman,
 )
-from cpmi.protocols import FloatArray
-
-some_rewards = st.integers(-3, 3).map(float)  # few values, so that there are ties
-
-
-def judged(rewards: list[float], labels: list[int]) -> JudgedTrajectory:
-    return JudgedTrajectory(np.array(rewards, dtype=np.float64), np.array(labels, dtype=np.int64))
-
-
-@st.composite
-def trajectories(draw: st.DrawFn, least: int = 1) -> list[JudgedTrajectory]:
-    """Trajectories as in ProcessBench: right steps up to a first error, what follows it not annotated."""
-    made = []
-    for _ in range(draw(st.integers(least, 8))):
-        rewards = draw(st.lists(some_rewards, min_size=1, max_size=5))
-        first = draw(st.integers(0, len(rewards)))
-        labels = [1] * first + [0] * (first < len(rewards)) + [-1] * (len(rewards) - first - 1)
-        made.append(judged(rewards, labels))
-    return made
-
-
-def plain(count: int) -> FloatArray:
-    return np.ones((1, count))
-
+from judgments import judged, plain, some_rewards, trajectories
 
 # --- ranks and areas ------------------------------------------------------------------------------------------------
 
@@ -96,9 +71,6 @@ def test_a_weight_of_two_is_the_trajectory_twice(each: list[JudgedTrajectory], d
     for metric in (PooledAUC, WithinAUC):
         weighted = metric(each)(np.array([counts], dtype=np.float64))[0]
         np.testing.assert_allclose(weighted, metric(repeated)(plain(len(repeated)))[0])
-    f1 = FirstErrorF1(each)
-    weighted = f1.by_threshold(np.array([counts], dtype=np.float64)).max()
-    np.testing.assert_allclose(weighted, FirstErrorF1(repeated)(plain(len(repeated)))[0])
 
 
 def test_within_trajectories_by_hand() -> None:
@@ -114,61 +86,11 @@ def test_within_trajectories_by_hand() -> None:
     assert WithinAUC(each)(plain(4))[0] == pytest.approx(0.75)
 
 
-# --- the first error ------------------------------------------------------------------------------------------------
-
-
-def test_first_error_f1_by_hand() -> None:
-    """At a threshold of 0.5, exact: a (step 1), d (none); missed: b (says 0, is 1), c (says 1, is right)."""
-    each = [
-        judged([1, 0, 0], [1, 0, -1]),
-        judged([0, 1], [1, 0]),
-        judged([1, 0], [1, 1]),
-        judged([1, 1], [1, 1]),
-    ]
-    f1 = FirstErrorF1(each)
-    at = int(np.searchsorted(f1.thresholds, 0.5))  # the first threshold above 0 is 1: below it lies what is below 0.5
-    assert f1.thresholds[at] == 1
-    assert f1.by_threshold(plain(4))[0, at] == pytest.approx(0.5)  # 1/2 and 1/2
-    assert f1(plain(4))[0] == pytest.approx(0.5)
-
-
-def test_accuracies_that_differ_have_a_harmonic_mean() -> None:
-    """All errors found, one of four right ones spared: 2 * 1 * 0.25 / 1.25."""
-    wrong = [judged([1, 0], [1, 0])] * 2
-    right = [judged([1, 1], [1, 1])] + [judged([0, 1], [1, 1])] * 3
-    f1 = FirstErrorF1([*wrong, *right])
-    assert f1.by_threshold(plain(6))[0, 1] == pytest.approx(0.4)
-
-
-@pytest.mark.parametrize(("threshold", "first"), [(-1, None), (0, None), (0.1, 2), (2.5, 1), (9, 0)])
-def test_a_step_below_the_threshold_is_wrong(threshold: float, first: int | None) -> None:
-    assert predicted_first_error(np.array([3.0, 2.0, 0.0, 5.0]), threshold) == first
-
-
-@given(trajectories(2))
-def test_the_oracle_is_the_best_of_all_thresholds(each: list[JudgedTrajectory]) -> None:
-    """Against the definition, spelled out, at every threshold that makes a difference."""
-    if len({one.first_error is None for one in each}) < 2:
-        assert np.isnan(FirstErrorF1(each)(plain(len(each)))[0])
-        return
-    figures = []
-    for threshold in [-3.5, -2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5]:
-        hits: dict[bool, list[bool]] = {True: [], False: []}
-        for one in each:
-            hit = predicted_first_error(one.rewards, threshold) == one.first_error
-            hits[one.first_error is None].append(hit)
-        correct, error = (float(np.mean(hits[kind])) for kind in (True, False))
-        figures.append(2 * correct * error / (correct + error) if correct + error else 0.0)
-    best = FirstErrorF1(each)(plain(len(each)))[0]
-    assert best == pytest.approx(max(figures))
-    assert 0 <= best <= 1
-
-
 @given(trajectories(2), st.randoms())
 def test_the_order_of_trajectories_changes_nothing(each: list[JudgedTrajectory], random: object) -> None:
     shuffled = [*each]
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    for metric in (PooledAUC, WithinAUC, FirstErrorF1):
+    for metric in (PooledAUC, WithinAUC):
         np.testing.assert_allclose(metric(each)(plain(len(each))), metric(shuffled)(plain(len(each))))
 
 
@@ -204,5 +126,5 @@ def test_a_benchmark_of_the_largest_size_takes_seconds() -> None:
     rng = np.random.default_rng(0)
     each = [judged(rng.normal(size=10).tolist(), [1] * 6 + [0] + [-1] * 3 if i % 2 else [1] * 10) for i in range(3400)]
     weights = resamples(3400, 200)
-    for metric in (PooledAUC, WithinAUC, FirstErrorF1):
+    for metric in (PooledAUC, WithinAUC):
         assert estimate(metric(each)(weights)).low is not None

@@ -16,7 +16,7 @@ import numpy as np
 from cpmi.errors import InputError
 from cpmi.metrics import average_ranks
 from cpmi.protocols import FloatArray
-from cpmi.records import JSON, StepRewards, read_rewards, write_records
+from cpmi.records import JSON, StepRewards, rewards_by_id, write_records
 
 Scale = Literal["zscore", "rank", "none"]
 
@@ -75,7 +75,7 @@ def combine(first: Path, second: Path, output: Path, rule: Rule, scale: Scale = 
     """
     if output.resolve() in {first.resolve(), second.resolve()}:
         raise InputError(f"{output} is one of the files to combine; write to another one")
-    one, two = _load(first), _load(second)
+    one, two = rewards_by_id(first), rewards_by_id(second)
     common = [i for i, record in one.items() if _rewarded(record) and _rewarded(two.get(i))]
     if not common:
         raise InputError(f"{first} and {second} have no trajectory with rewards in common")
@@ -93,15 +93,6 @@ def combine(first: Path, second: Path, output: Path, rule: Rule, scale: Scale = 
     write_records(output, records)
     failed = sum(record.error is not None for record in records)
     return CombineReport(len(records) - failed, failed)
-
-
-def _load(path: Path) -> dict[str, StepRewards]:
-    records: dict[str, StepRewards] = {}
-    for record in read_rewards(path):
-        if record.trajectory_id in records:
-            raise InputError(f"{path}: the id {record.trajectory_id!r} occurs twice")
-        records[record.trajectory_id] = record
-    return records
 
 
 def _rewarded(record: StepRewards | None) -> bool:

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cpmi.answers import final_answer_of
+from cpmi.decisions import FirstErrors
 from cpmi.errors import InputError, unknown_name
 from cpmi.export import labeled_trajectories
-from cpmi.grader import Grader, Verdict
+from cpmi.grader import Grader, Verdict, outcome
 from cpmi.metrics import (
     Estimate,
-    FirstErrorF1,
     JudgedTrajectory,
     PooledAUC,
     WithinAUC,
@@ -28,7 +27,7 @@ from cpmi.metrics import (
     spearman,
 )
 from cpmi.protocols import FloatArray, IntArray
-from cpmi.records import Cost, StepRewards, Trajectory, read_rewards
+from cpmi.records import Cost, StepRewards, Trajectory, rewards_by_id
 
 OUTCOME = "outcome (baseline)"
 
@@ -128,7 +127,7 @@ def compare(
     Raises:
         InputError: a run that is none or is empty, repeated ids, lengths that do not fit, nothing in common.
     """
-    loaded = {name: _load(path) for name, path in _names(runs).items()}
+    loaded = {name: rewards_by_id(path) for name, path in _names(runs).items()}
     notes: list[str] = []
     by_id = _trajectories(runs, trajectories, notes)
     _check_lengths(loaded, by_id)
@@ -142,8 +141,8 @@ def compare(
         notes.append("no trajectory that every run rewarded has human step labels, so quality is not compared")
     if judged and len({by_id[i].first_error is None for i in judged}) == 1:
         notes.append("no first-error F1: it needs trajectories with an error and trajectories without one")
-    outcome = _outcome(by_id, judged, grader, notes)
-    qualities = _qualities(loaded, outcome, by_id, judged, base, count, seed)
+    baseline_rewards = _outcome(by_id, judged, grader, notes)
+    qualities = _qualities(loaded, baseline_rewards, by_id, judged, base, count, seed)
     everything = len({i for records in loaded.values() for i in records})
     rows = [
         _row(name, records, attempted, loaded[base], everything, qualities.get(name))
@@ -177,17 +176,6 @@ def _names(runs: Sequence[Path]) -> dict[str, Path]:
         if len(set(names)) == len(names):
             break
     return dict(zip(names, runs, strict=True))
-
-
-def _load(path: Path) -> Records:
-    records: dict[str, StepRewards] = {}
-    for record in read_rewards(path):
-        if record.trajectory_id in records:
-            raise InputError(f"{path}: the id {record.trajectory_id!r} occurs twice")
-        records[record.trajectory_id] = record
-    if not records:
-        raise InputError(f"{path}: holds no rewards")
-    return records
 
 
 def _trajectories(runs: Sequence[Path], given: Path | None, notes: list[str]) -> dict[str, Trajectory]:
@@ -298,8 +286,7 @@ def _outcome(
     rewards, unanswered, undecided = {}, 0, 0
     for i in judged:
         trajectory = by_id[i]
-        answer = final_answer_of(trajectory)
-        verdict = None if answer is None else grader.compare(answer, trajectory.gold_answer or "")
+        verdict = outcome(trajectory, grader)
         unanswered += verdict is None
         undecided += verdict is Verdict.UNDECIDED
         rewards[i] = np.full(len(trajectory.steps), float(verdict is Verdict.SAME))
@@ -310,7 +297,7 @@ def _outcome(
 
 def _qualities(
     loaded: Mapping[str, Records],
-    outcome: Mapping[str, FloatArray],
+    baseline_rewards: Mapping[str, FloatArray],
     by_id: Mapping[str, Trajectory],
     judged: Sequence[str],
     base: str,
@@ -320,14 +307,15 @@ def _qualities(
     if not judged:
         return {}
     sources = {name: {i: np.array(records[i].rewards) for i in judged} for name, records in loaded.items()}
-    if outcome:
-        sources[OUTCOME] = dict(outcome)
+    if baseline_rewards:
+        sources[OUTCOME] = dict(baseline_rewards)
     labels = {i: _labels(by_id[i]) for i in judged}
     weights = resamples(len(judged), count, seed)
     figures = {}
     for name, rewards in sources.items():
         cases = [JudgedTrajectory(rewards[i], labels[i]) for i in judged]
-        figures[name] = [metric(cases)(weights) for metric in (PooledAUC, WithinAUC, FirstErrorF1)]
+        first_error_f1 = FirstErrors(cases).best(weights)[:, 2]
+        figures[name] = [PooledAUC(cases)(weights), WithinAUC(cases)(weights), first_error_f1]
     return {name: _quality(each, None if name == base else figures[base]) for name, each in figures.items()}
 
 

@@ -34,8 +34,10 @@ from types import TracebackType
 from typing import Any
 
 from cpmi.answer_forms import Number, normalize_answer, parse_number
+from cpmi.answers import final_answer_of
 from cpmi.errors import CpmiError
 from cpmi.formulas import clearly_different
+from cpmi.records import Trajectory
 
 MAX_LENGTH = 1000
 """Normalized answers longer than this are not answers; Math-Verify is not asked about them (``UNDECIDED``)."""
@@ -109,6 +111,12 @@ class Grader:
             return slot.ask({"a": a, "b": b, "seconds": self._seconds}, self._wall_seconds)
         finally:
             self._slots.put(slot)
+
+
+def outcome(trajectory: Trajectory, grader: Grader) -> Verdict | None:
+    """Whether a trajectory's final answer is right; None where it has none."""
+    answer = final_answer_of(trajectory)
+    return None if answer is None else grader.compare(answer, trajectory.gold_answer or "")
 
 
 class _Slot:

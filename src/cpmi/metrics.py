@@ -81,9 +81,9 @@ class PooledAUC:
     """ROC-AUC of all annotated steps of all trajectories."""
 
     def __init__(self, judged: Sequence[JudgedTrajectory]) -> None:
-        labels = np.concatenate([each.labels for each in judged])
+        labels = np.concatenate([np.zeros(0, np.int64), *(each.labels for each in judged)])
         owners = np.repeat(np.arange(len(judged)), [len(each.labels) for each in judged])
-        rewards = np.concatenate([each.rewards for each in judged])
+        rewards = np.concatenate([np.zeros(0), *(each.rewards for each in judged)])
         keep = labels >= 0
         _, level = np.unique(rewards[keep], return_inverse=True)
         levels = int(level.max(initial=-1)) + 1
@@ -137,67 +137,10 @@ class WithinAUC:
     def __call__(self, weights: FloatArray) -> FloatArray:
         known = ~np.isnan(self._values)
         total = weights[:, known].sum(axis=1)
-        return _divide(weights[:, known] @ self._values[known], total)
+        return divide(weights[:, known] @ self._values[known], total)
 
 
-# --- the first error ------------------------------------------------------------------------------------------------
-
-
-def predicted_first_error(rewards: FloatArray, threshold: float) -> int | None:
-    """The first step whose reward is below the threshold; None if there is none."""
-    below = np.flatnonzero(rewards < threshold)
-    return int(below[0]) if len(below) else None
-
-
-class FirstErrorF1:
-    """ProcessBench's F1 (QwenLM/ProcessBench, run_eval.py), at the threshold that is best on these very labels.
-
-    error accuracy: the share of trajectories with an error whose first wrong step is found exactly; correct accuracy:
-    the share of those without one in which none is found; F1: their harmonic mean. A step is called wrong if its reward
-    is below a threshold. The best threshold (``oracle``) is found anew for every weighting: an upper bound, good for
-    comparing sources of rewards, and not what a user of one would get.
-    """
-
-    def __init__(self, judged: Sequence[JudgedTrajectory]) -> None:
-        judged = [*judged]
-        distinct = np.unique(np.concatenate([each.rewards for each in judged])) if judged else np.zeros(0)
-        # Between two neighbors nothing changes. More than these are thinned out to quantiles.
-        if len(distinct) > _THRESHOLDS:
-            distinct = np.unique(np.quantile(distinct, np.linspace(0, 1, _THRESHOLDS)))
-        self.thresholds: FloatArray = np.append(distinct, np.inf)
-        self._erroneous = np.array([each.first_error is not None for each in judged], dtype=np.bool_)
-        self._hits = np.array([self._row(each) for each in judged], dtype=np.float64)
-
-    def _row(self, each: JudgedTrajectory) -> FloatArray:
-        """(thresholds,) 1.0 where the prediction is exactly right."""
-        lowest = np.minimum.accumulate(each.rewards)  # below a threshold from some step on
-        first = each.first_error
-        if first is None:
-            return np.asarray(self.thresholds <= lowest[-1], dtype=np.float64)
-        before = np.inf if first == 0 else lowest[first - 1]
-        return np.asarray((each.rewards[first] < self.thresholds) & (self.thresholds <= before), dtype=np.float64)
-
-    def __call__(self, weights: FloatArray) -> FloatArray:
-        best = np.full(len(weights), np.nan)
-        for start in range(0, len(weights), _RESAMPLES_AT_A_TIME):
-            part = weights[start : start + _RESAMPLES_AT_A_TIME]
-            best[start : start + len(part)] = self.by_threshold(part).max(axis=1)
-        return best
-
-    def by_threshold(self, weights: FloatArray) -> FloatArray:
-        """(r, thresholds) F1; NaN where there are no trajectories with an error, or none without."""
-        wrong, right = self._erroneous, ~self._erroneous
-        error = _divide(weights[:, wrong] @ self._hits[wrong], weights[:, wrong].sum(axis=1)[:, None])
-        correct = _divide(weights[:, right] @ self._hits[right], weights[:, right].sum(axis=1)[:, None])
-        total = error + correct
-        return np.where(total == 0, 0.0, _divide(2 * error * correct, total))
-
-
-_THRESHOLDS = 1000
-_RESAMPLES_AT_A_TIME = 100
-
-
-def _divide(a: FloatArray, b: FloatArray) -> FloatArray:
+def divide(a: FloatArray, b: FloatArray) -> FloatArray:
     """Quotients, NaN where there is nothing to divide by."""
     b = np.broadcast_to(b, a.shape)
     quotient: FloatArray = np.full(a.shape, np.nan)
@@ -210,6 +153,8 @@ def _divide(a: FloatArray, b: FloatArray) -> FloatArray:
 
 def resamples(trajectories: int, count: int = 1000, seed: int = 0) -> FloatArray:
     """(count + 1, trajectories) how often each is drawn; the first row is the data as they are."""
+    if not trajectories:
+        return np.ones((count + 1, 0))
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(trajectories, np.full(trajectories, 1 / trajectories), size=count)
     return np.concatenate([np.ones((1, trajectories)), drawn.astype(np.float64)])

@@ -400,6 +400,22 @@ def read_rewards(path: str | os.PathLike[str]) -> Iterator[StepRewards]:
         yield from (record for _, record in _numbered_records(StepRewards, part, growing=True))
 
 
+def rewards_by_id(path: str | os.PathLike[str]) -> dict[str, StepRewards]:
+    """The step rewards of a run directory or a file by trajectory, in its order; see ``read_rewards``.
+
+    Raises:
+        InputError: a repeated id, or nothing there.
+    """
+    records: dict[str, StepRewards] = {}
+    for record in read_rewards(path):
+        if record.trajectory_id in records:
+            raise InputError(f"{path}: the id {record.trajectory_id!r} occurs twice")
+        records[record.trajectory_id] = record
+    if not records:
+        raise InputError(f"{path}: holds no rewards")
+    return records
+
+
 Column = Literal["text", "texts", "numbers", "flags"]
 
 _COLUMNS: dict[str, Column] = {"steps": "texts", "step_labels": "flags", "rewards": "numbers"}

@@ -9,9 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cpmi.grader import Grader, Verdict
+from cpmi.grader import Grader, Verdict, outcome
 from cpmi.labelers.checks import why_not
-from cpmi.labelers.rollouts import outcome
 from cpmi.records import Cost, StepRewards, Trajectory
 
 

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 from cpmi.answers import arrived_at, final_answer_of
 from cpmi.errors import InputError
-from cpmi.grader import Grader, Verdict
+from cpmi.grader import Grader, Verdict, outcome
 from cpmi.prompts import STEP_SEPARATOR
 from cpmi.protocols import Completion, Prompt, Sampled, Sampler, SamplingParams
 from cpmi.records import JSON, Cost, Trajectory
@@ -254,12 +254,6 @@ def is_complete(prefix: Prefix) -> bool:
     """Whether a prefix is a whole solution that arrives at an answer."""
     trajectory = prefix.trajectory
     return prefix.length == len(trajectory.steps) > 0 and final_answer_of(trajectory) is not None
-
-
-def outcome(trajectory: Trajectory, grader: Grader) -> Verdict | None:
-    """Whether a trajectory's final answer is right; None where it has none."""
-    answer = final_answer_of(trajectory)
-    return None if answer is None else grader.compare(answer, trajectory.gold_answer or "")
 
 
 def rollout_answer(prefix: Prefix, completion: Completion) -> str | None:

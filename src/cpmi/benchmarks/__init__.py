@@ -1,0 +1,1 @@
+"""Benchmarks of step rewards against human judgment; each turns cases into ``EvalResult``s."""

@@ -1,0 +1,178 @@
+"""``cpmi evaluate`` as a function: any source of step rewards against human judgment, trivial baselines beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from cpmi.benchmarks import prmbench, processbench, steps
+from cpmi.benchmarks.baselines import baselines
+from cpmi.benchmarks.cases import Case, Rewarded, Settings, join
+from cpmi.errors import InputError
+from cpmi.export import labeled_trajectories
+from cpmi.grader import Grader
+from cpmi.metrics import Estimate
+from cpmi.records import StepRewards, read_trajectories, rewards_by_id
+from cpmi.results import EvalResult
+
+Benchmark = Literal["steps", "processbench", "prmbench"]
+
+_EVALUATE: dict[str, Callable[[Rewarded, Settings, Sequence[Case]], list[EvalResult]]] = {
+    steps.NAME: steps.evaluate,
+    processbench.NAME: processbench.evaluate,
+    prmbench.NAME: prmbench.evaluate,
+}
+
+
+def evaluate(
+    benchmark: Benchmark,
+    rewards: Path,
+    trajectories: Path | None,
+    settings: Settings,
+    *,
+    grader: Grader,
+) -> tuple[list[EvalResult], list[str]]:
+    """Evaluate a run directory or a file of step rewards; the results, and what a reader must know of all of them.
+
+    The trivial baselines come after the source, except for PRMBench: its questions have no known answer.
+
+    Args:
+        trajectories: the labeled trajectories, if they are not where the run found them.
+
+    Raises:
+        InputError: rewards and trajectories that do not fit, or a threshold that cannot be tuned.
+    """
+    records = rewards_by_id(rewards)
+    by_id = labeled_trajectories(rewards, trajectories)
+    rewarded = join(rewards.resolve().name, records, by_id)
+    dev = _dev(settings.threshold.dev, records)
+    results = _EVALUATE[benchmark](rewarded, settings, dev.cases if dev else ())
+    notes = list(rewarded.notes)
+    if benchmark != prmbench.NAME:
+        others, said = baselines(rewarded, grader)
+        tuned_on = {each.source: each.cases for each in baselines(dev, grader)[0]} if dev else {}
+        notes += said
+        for other in others:
+            results += _baseline(benchmark, other, settings, tuned_on.get(other.source, ()))
+    return results, notes + _warnings(rewarded, settings)
+
+
+def _baseline(benchmark: Benchmark, rewarded: Rewarded, settings: Settings, dev: Sequence[Case]) -> list[EvalResult]:
+    """Under the same protocol as the source."""
+    if benchmark == steps.NAME:
+        return steps.evaluate(rewarded, settings, dev, positions=False)
+    return processbench.evaluate(rewarded, settings, dev)
+
+
+def _dev(source: str | None, records: Mapping[str, StepRewards]) -> Rewarded | None:
+    """What a ``dev`` protocol is tuned on: a run with rewards of its own, or trajectories that the rewards cover.
+
+    Raises:
+        InputError: nothing there, or nothing that has rewards.
+    """
+    if source is None:
+        return None
+    path = Path(source)
+    if path.is_dir():
+        return join(f"dev:{source}", rewards_by_id(path), labeled_trajectories(path))
+    return join(f"dev:{source}", records, {trajectory.id: trajectory for trajectory in read_trajectories(path)})
+
+
+def _warnings(rewarded: Rewarded, settings: Settings) -> list[str]:
+    value = settings.threshold.value
+    scored = [case.rewards for case in rewarded.cases if case.rewards is not None]
+    if value is None or not scored:
+        return []
+    if any((rewards < 0).any() or (rewards > 1).any() for rewards in scored):
+        return [
+            f"a threshold of {value:g} means little here: there are rewards below 0 or above 1, which are no "
+            "probabilities; use --threshold gsm8k-tuned or dev:FILE"
+        ]
+    return []
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+_COLUMNS = {
+    steps.NAME: ("roc_auc", "within_auc", "pr_auc", "wrong_share", "best_balanced_accuracy", "first_error_f1"),
+    processbench.NAME: ("error_accuracy", "correct_accuracy", "f1"),
+    prmbench.NAME: ("prm_score", "f1", "negative_f1", "first_error_accuracy"),
+}
+_CALIBRATION = ("brier", "ece")
+
+
+def table(results: Sequence[EvalResult]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of text: a row per source and subset, figures with their intervals."""
+    names = list(_COLUMNS[results[0].benchmark])
+    names += [name for name in _CALIBRATION if any(name in result.metrics for result in results)]
+    rows = [
+        [
+            result.source,
+            result.subset,
+            str(result.n),
+            str(result.n_unscored),
+            *(_figure(result.metrics.get(name)) for name in names),
+        ]
+        for result in results
+    ]
+    return ["rewards", "subset", "n", "unscored", *names], rows
+
+
+def published_table(results: Sequence[EvalResult]) -> tuple[list[str], list[list[str]]] | None:
+    """The table as the benchmark's paper prints it, in percent with one decimal; None for ``steps``, which has none."""
+    benchmark = results[0].benchmark
+    if benchmark == steps.NAME:
+        return None
+    metric, columns = ("f1", _PROCESSBENCH) if benchmark == processbench.NAME else ("prm_score", _PRMBENCH)
+    rows = []
+    for source in dict.fromkeys(result.source for result in results):
+        values = {each.subset: each.metrics[metric].value for each in results if each.source == source}
+        rows.append([source, *(_percent(values.get(subset)) for subset in columns)])
+    return ["rewards", *columns.values()], rows
+
+
+_PROCESSBENCH = {
+    "gsm8k": "GSM8K",
+    "math": "MATH",
+    "olympiadbench": "OlympiadBench",
+    "omnimath": "Omni-MATH",
+    "average": "Avg.",
+}
+_PRMBENCH = {
+    "overall": "Overall",
+    "redundency": "NR.",
+    "circular": "NCL.",
+    "simplicity": "Simplicity Avg.",
+    "counterfactual": "ES.",
+    "step_contradiction": "SC.",
+    "domain_inconsistency": "DC.",
+    "confidence": "CI.",
+    "soundness": "Soundness Avg.",
+    "missing_condition": "PS.",
+    "deception": "DR.",
+    "multi_solutions": "MS.",
+    "sensitivity": "Sensitivity Avg.",
+}
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _figure(value: Estimate | None) -> str:
+    if value is None or value.value is None:
+        return "-"
+    interval = "" if value.low is None else f" ({value.low:.2f}-{value.high:.2f})"
+    return f"{value.value:.3f}{interval}"
+
+
+def threshold_line(result: EvalResult) -> str:
+    """The protocol in words, for beside the numbers."""
+    name = str(result.settings["threshold"])
+    if result.settings.get("upper_bound"):
+        return f"threshold: {name}, tuned on the very labels that are reported: an upper bound"
+    value = result.settings.get("threshold_value")
+    if not isinstance(value, float):
+        raise InputError("a result without its threshold")
+    return f"threshold: {name} ({value:.4g}); a step is called right above it"
