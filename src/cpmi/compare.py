@@ -358,18 +358,12 @@ def _cells(row: Row, comparison: Comparison) -> list[str]:
         ]
     quality = row.quality
     figures = (quality.roc_auc, quality.within_auc, quality.first_error_f1) if quality else ()
-    return [row.name, row.source, str(row.rewarded), str(row.failed), *costs, *map(_figure, figures or [None] * 3)]
+    texts = [figure.text() for figure in figures] or ["-"] * 3
+    return [row.name, row.source, str(row.rewarded), str(row.failed), *costs, *texts]
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} %"
-
-
-def _figure(value: Estimate | None) -> str:
-    if value is None or value.value is None:
-        return "-"
-    interval = "" if value.low is None else f" ({value.low:.2f}-{value.high:.2f})"
-    return f"{value.value:.2f}{interval}"
 
 
 def correlation_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

@@ -12,7 +12,6 @@ from cpmi.benchmarks.cases import Case, Rewarded, Settings, join
 from cpmi.errors import InputError
 from cpmi.export import labeled_trajectories
 from cpmi.grader import Grader
-from cpmi.metrics import Estimate
 from cpmi.records import StepRewards, read_trajectories, rewards_by_id
 from cpmi.results import EvalResult
 
@@ -112,7 +111,7 @@ def table(results: Sequence[EvalResult]) -> tuple[list[str], list[list[str]]]:
             result.subset,
             str(result.n),
             str(result.n_unscored),
-            *(_figure(result.metrics.get(name)) for name in names),
+            *(result.metrics[name].text(3) if name in result.metrics else "-" for name in names),
         ]
         for result in results
     ]
@@ -158,13 +157,6 @@ _PRMBENCH = {
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _figure(value: Estimate | None) -> str:
-    if value is None or value.value is None:
-        return "-"
-    interval = "" if value.low is None else f" ({value.low:.2f}-{value.high:.2f})"
-    return f"{value.value:.3f}{interval}"
 
 
 def threshold_line(result: EvalResult) -> str:

@@ -24,6 +24,13 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    def text(self, digits: int = 2) -> str:
+        """For a table: the figure with its interval, a dash where it is not defined."""
+        if self.value is None:
+            return "-"
+        interval = "" if self.low is None else f" ({self.low:.2f}-{self.high:.2f})"
+        return f"{self.value:.{digits}f}{interval}"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JudgedTrajectory:

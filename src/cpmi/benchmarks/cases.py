@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from cpmi import __version__
-from cpmi.benchmarks.thresholds import Protocol
+from cpmi.benchmarks.thresholds import TUNED_ON, Protocol
 from cpmi.errors import InputError
 from cpmi.export import trajectory_of
 from cpmi.metrics import JudgedTrajectory, estimate, resamples
@@ -111,6 +111,25 @@ class Settings:
     def weights(self, trajectories: int, number: int = 0) -> FloatArray:
         """(resamples + 1, trajectories); ``number`` tells samples apart that must not move together."""
         return resamples(trajectories, self.resamples, self.seed + number)
+
+    def tuned(
+        self,
+        subsets: Mapping[str, Sequence[Case]],
+        dev: Sequence[Case],
+        best: Callable[[Sequence[JudgedTrajectory]], float | None],
+    ) -> float | None:
+        """The threshold by the protocol; None for the oracle.
+
+        Args:
+            subsets: the benchmark's own cases, one subset of which a protocol may be tuned on.
+            dev: the cases of a ``dev`` protocol.
+            best: finds the best threshold, by the benchmark's own metric.
+
+        Raises:
+            InputError: there is nothing to tune on.
+        """
+        tuning = dev if self.threshold.dev else subsets.get(TUNED_ON, ())
+        return self.threshold.threshold([case.judged() for case in scored(tuning)], best)
 
     def described(self, threshold: float | None) -> dict[str, JSON]:
         """For ``EvalResult.settings``."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from cpmi.benchmarks.cases import Case, Figures, Rewarded, Settings, named, scored, total_cost
-from cpmi.benchmarks.thresholds import TUNED_ON
 from cpmi.decisions import StepCounts, between, f1, negative_f1, prm_score
 from cpmi.metrics import JudgedTrajectory, divide
 from cpmi.protocols import FloatArray
@@ -37,8 +36,7 @@ def evaluate(rewarded: Rewarded, settings: Settings, dev: Sequence[Case] = ()) -
         InputError: a threshold that cannot be tuned.
     """
     classes = rewarded.subsets(CLASSES)
-    tuning = dev if settings.threshold.dev else classes.get(TUNED_ON, [])
-    threshold = settings.threshold.threshold([case.judged() for case in scored(tuning)], best_threshold)
+    threshold = settings.tuned(classes, dev, best_threshold)
     parts = {name: _pooled(cases, settings, threshold, name, n) for n, (name, cases) in enumerate(classes.items())}
     groups = {
         group: _mean([parts[name] for name in names])

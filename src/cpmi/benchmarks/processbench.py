@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from cpmi.benchmarks.cases import Case, Figures, Rewarded, Settings, scored, total_cost
-from cpmi.benchmarks.thresholds import TUNED_ON
 from cpmi.decisions import FirstErrors, predicted_first_error
 from cpmi.metrics import JudgedTrajectory
 from cpmi.records import JSON, Cost
@@ -29,8 +28,7 @@ def evaluate(rewarded: Rewarded, settings: Settings, dev: Sequence[Case] = ()) -
         InputError: a threshold that cannot be tuned.
     """
     subsets = rewarded.subsets(SUBSETS)
-    tuning = dev if settings.threshold.dev else subsets.get(TUNED_ON, [])
-    threshold = settings.threshold.threshold([case.judged() for case in scored(tuning)], _best)
+    threshold = settings.tuned(subsets, dev, _best)
     parts = {name: _subset(cases, settings, threshold, number) for number, (name, cases) in enumerate(subsets.items())}
     described = settings.described(threshold)
     results = [figures.result(NAME, name, rewarded.source, described) for name, figures in parts.items()]

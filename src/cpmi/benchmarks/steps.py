@@ -12,7 +12,6 @@ import numpy as np
 
 from cpmi.benchmarks.calibration import Calibration, are_probabilities
 from cpmi.benchmarks.cases import Case, Figures, Rewarded, Settings, scored, total_cost
-from cpmi.benchmarks.thresholds import TUNED_ON
 from cpmi.decisions import FirstErrors, StepCounts, average_precision, balanced_accuracy
 from cpmi.metrics import JudgedTrajectory, PooledAUC, WithinAUC, divide
 from cpmi.protocols import FloatArray
@@ -32,8 +31,7 @@ def evaluate(
         InputError: a threshold that cannot be tuned.
     """
     subsets = rewarded.subsets()
-    tuning = dev if settings.threshold.dev else subsets.get(TUNED_ON, [])
-    threshold = settings.threshold.threshold([case.judged() for case in scored(tuning)], _best)
+    threshold = settings.tuned(subsets, dev, _best)
     described = settings.described(threshold)
     parts = {"all": _whole(rewarded.cases, settings, threshold, 0, rewarded.notes)}
     if len(subsets) > 1:
