@@ -1,0 +1,167 @@
+"""``cpmi targets`` as a function: the rewards of runs as one file that holds all a trainer needs.
+
+A map is fitted once on the training runs, saved beside the targets, and applied to other runs. Each source of rewards
+has a map of its own, so that runs of several methods can be mixed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpmi.errors import CpmiError, InputError
+from cpmi.export import labeled_trajectories, trajectory_of
+from cpmi.normalizers import FittedMap, Sample, TargetSettings, fit
+from cpmi.records import JSON, Column, StepRewards, Trajectory, rewards_by_id, write_rows
+
+
+@dataclass(frozen=True, slots=True)
+class TargetReport:
+    """What was written.
+
+    Attributes:
+        rows: trajectories with targets.
+        failed: trajectories without rewards.
+        dropped: trajectories with an outlier that was to be dropped.
+        maps: fitted or applied, one for each source.
+    """
+
+    output: Path
+    rows: int
+    failed: int
+    dropped: int
+    maps: tuple[FittedMap, ...]
+
+
+def write_targets(
+    runs: Sequence[Path],
+    output: Path,
+    settings: TargetSettings,
+    *,
+    trajectories: Path | None = None,
+    maps: Path | None = None,
+) -> TargetReport:
+    """Write the targets of runs to one file that holds all a trainer needs, and their maps beside it.
+
+    A row: ``id``, ``question``, ``steps``, ``targets`` and ``rewards`` (a number per step each), ``source``. The
+    maps go to ``maps_path(output)``.
+
+    Args:
+        trajectories: the labeled trajectories, if they are not where the runs found them.
+        maps: apply the maps in this file instead of fitting any.
+
+    Raises:
+        InputError: runs that do not fit their trajectories, ids in two runs of one source, rewards that cannot be
+            mapped, a source without a map.
+        CpmiError: a file cannot be written.
+    """
+    rewarded = [(record, trajectory) for run in runs for record, trajectory in _rewarded(run, trajectories)]
+    able = [(record, trajectory) for record, trajectory in rewarded if record.error is None]
+    if not able:
+        raise InputError("there is no trajectory with rewards")
+    _check_ids(able)
+    sources = list(dict.fromkeys(record.source for record, _ in able))
+    if maps is None:
+        fitted = {source: fit(_sample(source, able), settings) for source in sources}
+    else:
+        known = read_maps(maps)
+        fitted = {source: _known(known, source, maps) for source in sources}
+    rows = list(_rows(able, fitted))
+    columns: dict[str, Column] = {
+        "id": "text", "question": "text", "steps": "texts", "targets": "numbers", "rewards": "numbers",
+        "source": "text",
+    }  # fmt: skip
+    write_rows(output, rows, columns)
+    _write_maps(maps_path(output), list(fitted.values()))
+    report_maps = tuple(fitted.values())
+    return TargetReport(output, len(rows), len(rewarded) - len(able), len(able) - len(rows), report_maps)
+
+
+def _rewarded(run: Path, trajectories: Path | None) -> Iterator[tuple[StepRewards, Trajectory]]:
+    by_id = labeled_trajectories(run, trajectories)
+    for record in rewards_by_id(run).values():
+        yield record, trajectory_of(by_id, record)
+
+
+def _check_ids(able: Sequence[tuple[StepRewards, Trajectory]]) -> None:
+    seen = set()
+    for record, _ in able:
+        key = (record.source, record.trajectory_id)
+        if key in seen:
+            raise InputError(
+                f"the id {record.trajectory_id!r} has rewards of {record.source} twice; name each run once"
+            )
+        seen.add(key)
+
+
+def _sample(source: str, able: Sequence[tuple[StepRewards, Trajectory]]) -> Sample:
+    pairs = [
+        (reward, label)
+        for record, trajectory in able
+        if record.source == source
+        for reward, label in zip(record.rewards, trajectory.step_labels or (None,) * len(record.rewards), strict=True)
+    ]
+    judged = [(reward, float(label)) for reward, label in pairs if label is not None]
+    labeled, labels = np.array(judged, dtype=np.float64).reshape(-1, 2).T
+    return Sample(source, np.array([reward for reward, _ in pairs], dtype=np.float64), labeled, labels)
+
+
+def _rows(able: Sequence[tuple[StepRewards, Trajectory]], fitted: Mapping[str, FittedMap]) -> Iterator[dict[str, JSON]]:
+    for record, trajectory in able:
+        targets = fitted[record.source](np.array(record.rewards, dtype=np.float64))
+        if targets is not None:
+            yield {
+                "id": trajectory.id,
+                "question": trajectory.question,
+                "steps": list(trajectory.steps),
+                "targets": targets.tolist(),
+                "rewards": list(record.rewards),
+                "source": record.source,
+            }
+
+
+def maps_path(targets: Path) -> Path:
+    """Where the maps of a file of targets are: ``targets.jsonl`` has ``targets.maps.json`` beside it."""
+    name = targets.name
+    for suffix in (".gz", ".jsonl", ".parquet"):
+        name = name.removesuffix(suffix)
+    return targets.with_name(f"{name}.maps.json")
+
+
+def _write_maps(path: Path, maps: Sequence[FittedMap]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps([dataclasses.asdict(each) for each in maps], indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise CpmiError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_maps(path: Path) -> dict[str, FittedMap]:
+    """Fitted maps by source.
+
+    Raises:
+        InputError: no such file, or one that ``write_targets`` did not write.
+    """
+    try:
+        rows: Any = json.loads(path.read_text(encoding="utf-8"))
+        maps = [FittedMap(**(row | {name: tuple(row[name]) for name in ("x", "y")})) for row in rows]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: holds no maps of cpmi targets ({error})") from error
+    return {each.source: each for each in maps}
+
+
+def _known(maps: Mapping[str, FittedMap], source: str, path: Path) -> FittedMap:
+    if source not in maps:
+        raise InputError(f"{path}: has no map for rewards of {source!r} (it has: {', '.join(maps)})")
+    return maps[source]
