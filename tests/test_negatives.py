@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cpmi.errors import InputError
 from cpmi.grader import Grader, Verdict
 from cpmi.labelers.negatives import (
+    FoundNegatives,
     Negative,
     NegativeSettings,
     SiblingAnswers,
@@ -24,11 +25,23 @@ from cpmi.labelers.negatives import (
     sampling_prompt,
 )
 from cpmi.labelers.perturbations import NumberFormat, perturb
+from cpmi.protocols import Completion, Sampler
 from cpmi.records import Cost, Trajectory
 from scripted import ScriptedSampler
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 QUESTION = "How many?"
+
+
+def find_for(
+    t: Trajectory,
+    settings: NegativeSettings,
+    grader: Grader,
+    siblings: SiblingAnswers | None = None,
+    sampler: Sampler | None = None,
+) -> FoundNegatives:
+    (found,) = find_negatives([t], settings, grader, siblings, sampler)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +57,7 @@ def trajectory(gold: str | None, *steps: str, question: str = QUESTION, id: str 
 def negatives(
     t: Trajectory, kinds: str, grader: Grader, siblings: SiblingAnswers | None = None, count: int = 4
 ) -> list[Negative]:
-    return list(find_negatives(t, NegativeSettings.parse(kinds, count), grader, siblings).negatives)
+    return list(find_for(t, NegativeSettings.parse(kinds, count), grader, siblings).negatives)
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -142,7 +155,7 @@ def test_a_gold_answer_without_end_has_no_negatives_by_rule(grader: Grader) -> N
     for gold in ("7" * 5000, "1" * 5000 + "_2", "7" * 5000 + "x", "7" * 5000 + "/3", rf"\sqrt{{{'7' * 5000}}}"):
         assert negatives(trajectory(gold), "rule", grader) == []
         t = trajectory(gold, "1 + 1 = 2", r"\boxed{2}")
-        found = find_negatives(t, NegativeSettings.parse("own,sibling,intermediate,rule"), grader).negatives
+        found = find_for(t, NegativeSettings.parse("own,sibling,intermediate,rule"), grader).negatives
         assert {n.kind for n in found} <= {"own", "intermediate"}
 
 
@@ -308,7 +321,7 @@ def test_sampled_answers_are_cleaned_checked_and_paid_for(grader: Grader) -> Non
     said = (" 12 apples\nmore", "the answer is 10", "$14.00", "12", "no idea", " **16**")
     parrot = ScriptedSampler(lambda _: said)
     t = trajectory("10", "2 + 8 = 10")
-    found = find_negatives(t, NegativeSettings.parse("sampled"), grader, sampled=parrot)
+    found = find_for(t, NegativeSettings.parse("sampled"), grader, sampler=parrot)
     assert [n.text for n in found.negatives] == ["12", "14", "16"]
     assert found.cost == Cost(60, 5, 0.5)
     (prompt,) = parrot.asked
@@ -322,13 +335,23 @@ def test_sampled_answers_are_cleaned_checked_and_paid_for(grader: Grader) -> Non
 
 def test_sampling_is_not_paid_for_where_it_is_not_needed(grader: Grader) -> None:
     parrot = ScriptedSampler(lambda _: ("12",))
-    found = find_negatives(trajectory("10"), NegativeSettings.parse("rule,sampled"), grader, sampled=parrot)
+    found = find_for(trajectory("10"), NegativeSettings.parse("rule,sampled"), grader, sampler=parrot)
     assert (len(found.negatives), found.cost, parrot.asked) == (4, Cost(), [])
+
+
+def test_the_model_is_asked_once_for_all_that_need_it(grader: Grader) -> None:
+    """The first has an own wrong answer; the other two are asked about together, and get their own answers."""
+    some = [trajectory("10", "The answer is 9.", id="a"), trajectory("20", id="b"), trajectory("30", id="c")]
+    sampler = ScriptedSampler(lambda text: ["21", "22"] if "Right answer: 20" in text else [Completion("31", "stop")])
+    found = find_negatives(some, NegativeSettings.parse("own|sampled"), grader, None, sampler)
+    assert [[n.text for n in each.negatives] for each in found] == [["9"], ["21", "22"], ["31"]]
+    assert sampler.calls == [2]
+    assert [each.cost for each in found] == [Cost(), Cost(20, 5, 0.5), Cost(10, 5, 0.5)]
 
 
 def test_sampling_needs_a_sampler(grader: Grader) -> None:
     with pytest.raises(InputError, match="can generate text"):
-        find_negatives(trajectory("10"), NegativeSettings.parse("rule,sampled"), grader)
+        find_for(trajectory("10"), NegativeSettings.parse("rule,sampled"), grader)
 
 
 def test_a_sample_of_text() -> None:
@@ -353,16 +376,16 @@ def test_the_same_negatives_in_any_order_and_subset(grader: Grader) -> None:
     everyone = some_trajectories()
     siblings = SiblingAnswers.collect(everyone)
     settings = NegativeSettings()
-    expected = {t.id: find_negatives(t, settings, grader, siblings) for t in everyone}
+    expected = {t.id: find_for(t, settings, grader, siblings) for t in everyone}
     with Grader() as another:
         for t in everyone[::-2]:
-            assert find_negatives(t, settings, another, siblings) == expected[t.id]
+            assert find_for(t, settings, another, siblings) == expected[t.id]
 
 
 def test_the_seed_and_the_id_decide_the_order_of_rules(grader: Grader) -> None:
     def texts(id: str, seed: int) -> tuple[str, ...]:  # noqa: A002
         settings = NegativeSettings(choices=((("rule", None),),), seed=seed)
-        return tuple(n.text for n in find_negatives(trajectory("500", id=id), settings, grader).negatives)
+        return tuple(n.text for n in find_for(trajectory("500", id=id), settings, grader).negatives)
 
     assert texts("a", 0) == texts("a", 0)
     assert len({texts(id, seed) for id in "abcd" for seed in range(4)}) > 8  # noqa: A001
@@ -373,7 +396,7 @@ def test_no_algebra_for_numbers_and_little_time() -> None:
         batch = [trajectory(str(n), f"{n} - 7 = {n - 7}", rf"\boxed{{{n + 1}}}", id=str(n)) for n in range(100, 300)]
         start = time.process_time()
         for t in batch:
-            assert len(find_negatives(t, NegativeSettings.parse("own:1,intermediate:2,rule"), own).negatives) == 4
+            assert len(find_for(t, NegativeSettings.parse("own:1,intermediate:2,rule"), own).negatives) == 4
         assert (time.process_time() - start) / len(batch) < 0.02  # measured: 0.001
         assert own._all_slots[0]._worker is None
 
@@ -401,7 +424,7 @@ def test_nearly_all_real_gold_answers_have_four_negatives_by_rule(
     golds = [(question, gold) for question, gold in golds_of(name)[::every] if gold]
     enough = 0
     for question, gold in golds:
-        found = find_negatives(trajectory(gold, question=question), settings, grader).negatives
+        found = find_for(trajectory(gold, question=question), settings, grader).negatives
         texts = [n.text for n in found]
         enough += len(found) >= 4
         assert all(grader.compare(text, gold) is Verdict.DIFFERENT for text in texts)

@@ -24,7 +24,7 @@ import numpy as np
 from cpmi.errors import InputError
 from cpmi.grader import Grader
 from cpmi.labelers.checks import why_not
-from cpmi.labelers.negatives import NegativeSettings, SiblingAnswers, find_negatives
+from cpmi.labelers.negatives import FoundNegatives, NegativeSettings, SiblingAnswers, find_negatives
 from cpmi.prompts import (
     INSTRUCTIONS,
     Context,
@@ -122,7 +122,7 @@ class CPMI:
         ``terms`` hold the two parts, ``gold`` and ``wrong`` (reward = gold - weight * wrong); ``details`` the answers
         scored, the gold one first, and the kinds of the others.
         """
-        planned = [self._plan(trajectory) for trajectory in trajectories]
+        planned = self._planned(trajectories)
         trees = [plan.tree for each in planned if isinstance(each, _Planned) for plan in each.plans]
         scored = iter(self._scorer.logprobs(trees, self._settings.truncation))
         return [
@@ -133,15 +133,28 @@ class CPMI:
     def _failed(self, trajectory: Trajectory, error: str, cost: Cost = Cost()) -> StepRewards:
         return StepRewards(trajectory.id, (), self.name, cost=cost, error=error)
 
-    def _plan(self, trajectory: Trajectory) -> _Planned | StepRewards:
-        """What is to be scored; a trajectory that cannot be, as the failure it is."""
-        if (error := why_not(trajectory)) is not None:
-            return self._failed(trajectory, error)
+    def _planned(self, trajectories: Sequence[Trajectory]) -> list[_Planned | StepRewards]:
+        """What is to be scored of each; a trajectory that cannot be, as the failure it is."""
+        start = time.perf_counter()
+        able = [trajectory for trajectory in trajectories if why_not(trajectory) is None]
+        found = find_negatives(able, self._settings.negatives, self._grader, self._siblings, self._sampler)
+        engine = sum(each.cost.seconds for each in found)
+        own = Cost(seconds=max(0.0, time.perf_counter() - start - engine) / max(1, len(able)))
+        negatives = iter(found)
+        planned: list[_Planned | StepRewards] = []
+        for trajectory in trajectories:
+            if (error := why_not(trajectory)) is not None:
+                planned.append(self._failed(trajectory, error))
+            elif (each := next(negatives)).error is not None:
+                planned.append(self._failed(trajectory, f"no wrong answers sampled: {each.error}", each.cost + own))
+            else:
+                planned.append(self._plan(trajectory, each, own))
+        return planned
+
+    def _plan(self, trajectory: Trajectory, found: FoundNegatives, spent: Cost) -> _Planned:
+        """``spent``: by this labeler on finding the wrong answers, beside what the engine took."""
         start = time.perf_counter()
         gold = (trajectory.gold_answer or "").strip()
-        found = find_negatives(trajectory, self._settings.negatives, self._grader, self._siblings, self._sampler)
-        if found.error is not None:
-            return self._failed(trajectory, f"no wrong answers sampled: {found.error}", found.cost)
         pairs = step_contexts(self._settings.context, len(trajectory.steps))
         plans = plan_scoring(
             trajectory.question,
@@ -159,8 +172,8 @@ class CPMI:
         if not found.negatives:
             wanted = "found" if self._settings.negatives.count else "asked for"
             details["contrast"] = f"none: no wrong answer was {wanted}"
-        own = Cost(seconds=time.perf_counter() - start - found.cost.seconds)
-        return _Planned(pairs, plans, details, found.cost + own)
+        own = Cost(seconds=time.perf_counter() - start)
+        return _Planned(pairs, plans, details, found.cost + spent + own)
 
     def _reward(self, trajectory: Trajectory, planned: _Planned, scored: Iterator[ScoredTree]) -> StepRewards:
         results = [next(scored) for _ in planned.plans]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cpmi.answers import (
@@ -29,7 +29,7 @@ from cpmi.answers import (
 from cpmi.errors import InputError
 from cpmi.grader import Grader, Verdict
 from cpmi.labelers.perturbations import MAX_LENGTH, NumberFormat, perturb
-from cpmi.protocols import Prompt, Sampler, SamplingParams
+from cpmi.protocols import Prompt, Sampled, Sampler, SamplingParams
 from cpmi.records import Cost, Trajectory
 
 KINDS = ("own", "sibling", "intermediate", "rule", "sampled")
@@ -178,33 +178,68 @@ def _digest(text: str) -> bytes:
 
 
 def find_negatives(
-    trajectory: Trajectory,
+    trajectories: Sequence[Trajectory],
     settings: NegativeSettings,
     grader: Grader,
     siblings: SiblingAnswers | None = None,
-    sampled: Sampler | None = None,
-) -> FoundNegatives:
-    """Wrong answers for a trajectory: each certainly different from the gold answer and from one another.
+    sampler: Sampler | None = None,
+) -> list[FoundNegatives]:
+    """Wrong answers for each trajectory: each certainly different from the gold answer and from one another.
 
     Nothing but the trajectory, the settings, the siblings and the sampler's model decides what is found: neither the
     order of trajectories nor the shard or the machine. Where the grader cannot decide, the candidate is not used.
 
     Args:
         siblings: needed for the kind ``sibling`` to find anything.
-        sampled: the labeling model, for the kind ``sampled``.
+        sampler: the labeling model, for the kind ``sampled``; it is asked once, for all trajectories that need it.
 
     Returns:
-        At most ``settings.count`` negatives; none at all without a gold answer, or where nothing fits.
+        At most ``settings.count`` negatives each; none at all without a gold answer, or where nothing fits.
 
     Raises:
         InputError: the kind ``sampled`` is asked for without a sampler.
     """
-    gold = (trajectory.gold_answer or "").strip()
-    if sampled is None and settings.uses("sampled"):
+    if not settings.uses("sampled"):
+        return [_search(trajectory, settings, grader, siblings, _never) for trajectory in trajectories]
+    if sampler is None:
         raise InputError("negatives of the kind 'sampled' need a model that can generate text")
+    prompts: dict[int, Prompt] = {}
+    found = []
+    for i, trajectory in enumerate(trajectories):
+        found.append(_search(trajectory, settings, grader, siblings, functools.partial(_note, prompts, i)))
+    if prompts:
+        drawn = sampler.sample(list(prompts.values()), SAMPLES, SAMPLING)
+        for i, sampled in zip(prompts, drawn, strict=True):
+            found[i] = _search(trajectories[i], settings, grader, siblings, functools.partial(_same, sampled))
+    return found
+
+
+_Ask = Callable[[Prompt], Sampled]
+
+
+def _note(prompts: dict[int, Prompt], index: int, prompt: Prompt) -> Sampled:
+    """What to ask later, all at once."""
+    prompts[index] = prompt
+    return Sampled(())
+
+
+def _same(sampled: Sampled, prompt: Prompt) -> Sampled:
+    del prompt
+    return sampled
+
+
+def _never(prompt: Prompt) -> Sampled:
+    raise AssertionError(f"nobody asked for sampled answers: {prompt}")
+
+
+def _search(
+    trajectory: Trajectory, settings: NegativeSettings, grader: Grader, siblings: SiblingAnswers | None, ask: _Ask
+) -> FoundNegatives:
+    """Go through the kinds of one trajectory; ``ask`` is called only if sampled answers are needed."""
+    gold = (trajectory.gold_answer or "").strip()
     if not gold:
         return FoundNegatives(())
-    search = _Search(trajectory, gold, settings, grader, siblings, sampled)
+    search = _Search(trajectory, gold, settings, grader, siblings, ask)
     for kinds in settings.choices:
         for lifted in (False, True):
             for kind, limit in kinds:
@@ -224,13 +259,13 @@ class _Search:
         settings: NegativeSettings,
         grader: Grader,
         siblings: SiblingAnswers | None,
-        sampler: Sampler | None,
+        ask: _Ask,
     ) -> None:
         self.trajectory, self.gold, self.settings, self.grader = trajectory, gold, settings, grader
         self.found: list[Negative] = []
         self.cost = Cost()
         self.error: str | None = None
-        self._siblings, self._sampler = siblings, sampler
+        self._siblings, self._ask = siblings, ask
         self._format = NumberFormat.of(gold)
         sources: dict[str, Callable[[], Iterator[str]]] = {
             "own": self._own,
@@ -292,10 +327,7 @@ class _Search:
         yield from sorted(perturb(self.gold, self.trajectory.question), key=lambda text: _digest(salt + text))
 
     def _sampled(self) -> Iterator[str]:
-        if self._sampler is None:
-            return
-        prompt = sampling_prompt(self.trajectory, self.settings.seed)
-        (drawn,) = self._sampler.sample([prompt], SAMPLES, SAMPLING)
+        drawn = self._ask(sampling_prompt(self.trajectory, self.settings.seed))
         self.cost += drawn.cost
         self.error = drawn.error
         clean = functools.partial(clean_sample, numeric=parse_number(self.gold) is not None)
