@@ -221,6 +221,11 @@ def test_prmbench_thresholds() -> None:
         prmbench.evaluate(items, settings("gsm8k-tuned"))
 
 
+@pytest.mark.parametrize("kind", [T, F])
+def test_prmbench_is_not_tuned_on_steps_of_one_kind(kind: bool) -> None:
+    assert prmbench.best_threshold([judged([0.1, 0.2, 0.3], [int(kind)] * 3)]) is None
+
+
 def test_prmbench_names_items_whose_error_lies_past_the_end() -> None:
     slip = trajectory("deception/9", (T, T), "deception", error_steps_past_end="[3]")
     overall = prmbench.evaluate(rewarded((slip, (1, 0)), one_of_each_class()[0]), settings())[-1]
@@ -351,6 +356,13 @@ def test_the_outcome_is_the_graders_or_what_the_data_say(grader: Grader) -> None
         [],
         ["no baselines: whether the final answer is right is not known for 1 trajectories"],
     )
+
+
+def test_what_the_grader_cannot_say_is_what_the_data_say(grader: Grader) -> None:
+    told = Trajectory("Q?", ("a", "b"), "7", None, (T, T), {"final_answer_correct": "true"}, id="t")
+    untold = Trajectory("Q?", ("a", "b"), "7", None, (T, F), id="u")
+    made, _ = baselines(rewarded((told, (0, 0)), (untold, (0, 0))), grader)
+    assert [case.rewards.tolist() for case in made[0].cases if case.rewards is not None] == [[1, 1], [0, 0]]
 
 
 def test_a_baseline_is_over_the_trajectories_that_have_rewards(grader: Grader) -> None:

@@ -98,6 +98,37 @@ def test_tuned_on_another_file(cpmi: Any) -> None:
     assert "2 of the rewards belong to no trajectory here" in out
 
 
+def test_what_a_threshold_is_tuned_on_is_not_reported(cpmi: Any) -> None:
+    write_records(Path("dev.jsonl"), TRAJECTORIES[:2])
+    code, out, _ = cpmi("processbench", *MINE, "--threshold", "dev:dev.jsonl", "--json")
+    assert code == 0
+    assert {each["subset"] for each in json.loads(out)} == {"math"}
+    _, _, err = cpmi("processbench", *MINE, "--threshold", "dev:dev.jsonl", "--json")
+    assert "cpmi: 2 trajectories that the threshold is tuned on are left out" in err
+    code, _, err = cpmi("processbench", *MINE, "--threshold", "dev:t.jsonl")
+    assert code == 2
+    assert "these are the trajectories to report; tune on other ones, or say --threshold oracle" in err
+
+
+def test_a_dev_file_without_known_outcomes_leaves_the_baselines_out(cpmi: Any) -> None:
+    blind = [Trajectory(t.question, t.steps, step_labels=t.step_labels, id=t.id) for t in TRAJECTORIES[:2]]
+    write_records(Path("dev.jsonl"), blind)
+    code, out, _ = cpmi("processbench", *MINE, "--threshold", "dev:dev.jsonl")
+    assert code == 0
+    assert "no baseline outcome (baseline): it is not known on dev:dev.jsonl" in out
+
+
+def test_baselines_are_probabilities_whatever_the_threshold_of_the_source(cpmi: Any) -> None:
+    """At 0 the outcome baseline's F1 is that at 0.5; the source's threshold of 0 gets no warning."""
+    _, out, _ = cpmi("processbench", *MINE, "--threshold", "fixed-0", "--json")
+    results = {(each["source"], each["subset"]): each for each in json.loads(out)}
+    baseline = results["outcome (baseline)", "math"]
+    assert baseline["settings"]["threshold"] == "fixed-0.5"
+    assert baseline["metrics"]["f1"]["value"] == 1.0
+    notes = results["r.jsonl", "gsm8k"]["notes"]
+    assert notes == ["the baselines are judged at fixed-0.5, since they are probabilities"]
+
+
 def test_a_fixed_threshold_on_rewards_that_are_no_probabilities_gets_a_warning(cpmi: Any) -> None:
     write_records(Path("r.jsonl"), [StepRewards(i, tuple(9 * x for x in r), "mine") for i, r in REWARDS.items()])
     _, out, _ = cpmi("processbench", *MINE)
@@ -121,7 +152,15 @@ def test_bad_input_is_one_line(cpmi: Any, options: tuple[str, ...], message: str
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("cost", ['{"seconds": NaN}', '{"seconds": "1"}', '{"hours": 1}'])
+def test_costs_that_are_none_are_refused_with_their_line(cpmi: Any, cost: str) -> None:
+    Path("r.jsonl").write_text(f'{{"trajectory_id": "gsm8k-0", "rewards": [0, 1], "source": "x", "cost": {cost}}}\n')
+    code, _, err = cpmi("steps", *MINE)
+    assert code == 2
+    assert "r.jsonl:1: field 'cost' must be an object of finite numbers" in err
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "NaN", "Infinity", "-Infinity"])
 def test_numbers_that_are_none_are_refused_with_their_line(cpmi: Any, number: str) -> None:
     Path("r.jsonl").write_text(f'{{"trajectory_id": "gsm8k-0", "rewards": [{number}, 1], "source": "x"}}\n')
     code, _, err = cpmi("steps", *MINE)

@@ -111,6 +111,32 @@ def test_rollouts_of_another_kind_are_not_taken_over(cpmi: Any) -> None:
     assert "Traceback" not in err
 
 
+def test_failures_beyond_the_limit_are_not_counted_within_it(cpmi: Any) -> None:
+    bad = [Trajectory("Q?", ("a",), None, id=f"bad{i}") for i in range(3)]
+    write_records(Path("mixed.jsonl"), [*GOOD, *bad])
+    mixed = ("label", "mixed.jsonl", "--method", "outcome", "--output", "outcome")
+    code, out, _ = cpmi(*mixed)
+    assert (code, out.splitlines()[0]) == (0, "3 labeled, 3 failed of 6 -> outcome")
+    assert cpmi(*mixed, "--limit", "3")[:2] == (0, "0 labeled, 0 failed, 3 already there of 3 -> outcome\n")
+    (Path("outcome") / "part-00000-of-00001.done").unlink()
+    assert cpmi(*mixed, "--limit", "3")[:2] == (0, "0 labeled, 0 failed, 3 already there of 3 -> outcome\n")
+
+
+def test_trajectories_that_changed_under_a_run_get_a_warning(cpmi: Any) -> None:
+    assert cpmi("label", "t.jsonl", "--method", "outcome", "--output", "outcome")[0] == 0
+    assert "has changed" not in cpmi("compare", "outcome", "--bootstrap", "2")[2]
+    write_records(Path("t.jsonl"), GOOD[::-1])
+    assert "t.jsonl has changed since outcome labeled it" in cpmi("compare", "outcome", "--bootstrap", "2")[2]
+
+
+def test_unfinished_runs_are_named_where_they_are_combined_or_made_targets(cpmi: Any) -> None:
+    cpmi("label", "t.jsonl", "--model", "toy:", "--limit", "2", "--output", "cpmi")
+    cpmi("label", "t.jsonl", "--method", "outcome", "--output", "outcome")
+    said = "cpmi: cpmi is not finished: 0 of 1 parts are complete\n"
+    assert cpmi("combine", "cpmi", "outcome", "--weights", "1,1", "--output", "both.jsonl")[2] == said
+    assert cpmi("targets", "cpmi", "--output", "targets.jsonl")[2] == said
+
+
 def test_outcome_from_the_command_line_loads_no_model(cpmi: Any) -> None:
     code, _, _ = cpmi("label", "t.jsonl", "--method", "outcome", "--model", "hf:./none", "--output", "outcome")
     assert code == 0
@@ -136,6 +162,10 @@ BAD = {
     "best of none": (("--method", "pav", "--prover", "best-of-0"), "k must be from 1 to their number"),
     "no such prover": (("--method", "pav", "--prover", "best"), "model 'best' is not one that can be opened"),
     "alpha": (("--method", "pav", "--alpha", "nan"), "alpha must be a finite number"),
+    "an option of another prover": (
+        ("--method", "pav", "--prover-rollouts", "2"),
+        "for a prover that is another model",
+    ),
     "engine option": (("--method", "mc", "--engine-option", "x"), "engine option 'x': write NAME=VALUE"),
 }
 

@@ -16,6 +16,7 @@ from cpmi.combine import Rule, combine
 from cpmi.compare import OUTCOME, Comparison, compare, correlation_table, notes, table
 from cpmi.errors import InputError
 from cpmi.grader import Grader
+from cpmi.labeling import LabelJob, OutcomeSettings, label
 
 TRAJECTORIES = [
     Trajectory("Q1?", ("a", "b", "c"), "1", "1", (True, True, True), id="right"),
@@ -164,6 +165,19 @@ def test_intervals_are_seeded(folder: Path) -> None:
     assert quality.roc_auc.low <= (quality.roc_auc.value or math.nan) <= (quality.roc_auc.high or math.nan)
 
 
+def test_runs_over_files_that_hold_one_another_are_compared_in_any_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(folder / "few.jsonl", TRAJECTORIES[:2])
+    for name, file in (("many", "t"), ("few", "few")):
+        label(LabelJob(folder / f"{file}.jsonl", folder / name, settings=OutcomeSettings()))
+    for order in (("many", "few"), ("few", "many")):
+        with Grader() as grader:
+            result = compare([folder / name for name in order], grader=grader, count=5)
+        assert result.trajectories == 2
+        assert f"few has no line for {len(TRAJECTORIES) - 2} of the {len(TRAJECTORIES)} trajectories" in result.notes
+
+
 def test_runs_of_one_name_are_told_apart(folder: Path) -> None:
     for name in ("a", "b"):
         (folder / name).mkdir()
@@ -242,6 +256,15 @@ def test_a_weighted_sum_of_z_scores_by_hand(tmp_path: Path) -> None:
     assert record.rewards == (-2 + 0.5, 2 - 0.5)
 
 
+def test_equal_rewards_that_floats_round_apart_cannot_be_scaled(tmp_path: Path) -> None:
+    """The deviation of seven times 0.1 is 1e-17, not 0."""
+    for name, reward in (("flat", 0.1), ("other", 1.0)):
+        rewards = [reward] * 7 if name == "flat" else [float(i) for i in range(7)]
+        write_records(tmp_path / f"{name}.jsonl", [line("a", *rewards)])
+    with pytest.raises(InputError, match=r"all its rewards are 0\.1"):
+        combine(tmp_path / "flat.jsonl", tmp_path / "other.jsonl", tmp_path / "c.jsonl", Rule(weights=(1.0, 1.0)))
+
+
 def test_ranks_by_hand(tmp_path: Path) -> None:
     """Of 1, 1, 5, 9 the ranks are 1.5, 1.5, 3, 4; less a half, of four."""
     write_records(tmp_path / "a.jsonl", [line("x", 5, 1), line("y", 1, 9)])
@@ -279,7 +302,7 @@ def test_what_cannot_be_combined_is_one_line(folder: Path) -> None:
         with pytest.raises(InputError, match=message):
             combine(folder / f"{name}.jsonl", folder / "mc.jsonl", folder / "c.jsonl", rule)
         assert not (folder / "c.jsonl").exists()
-    with pytest.raises(InputError, match="is one of the files to combine"):
+    with pytest.raises(InputError, match="is one of the files that would be read"):
         combine(folder / "good.jsonl", folder / "mc.jsonl", folder / "mc.jsonl", rule)
 
 

@@ -102,6 +102,12 @@ def test_a_threshold_found_here_is_halfway_to_the_next_reward() -> None:
     assert FirstErrors([judged([0.8, 0.2], [1, 0]), judged([0.8], [1])]).best_threshold() == pytest.approx(0.5)
 
 
+def test_what_nobody_judged_is_no_false_alarm() -> None:
+    """The lowest rewards are on steps without a label; the wrong step is found, the right solution left alone."""
+    each = [judged([0.9, 0.1, 0.8, 0.2], [1, -1, 1, 0]), judged([0.9, 0.1], [1, -1])]
+    np.testing.assert_allclose(FirstErrors(each).at(0.5, plain(2)), [[1, 1, 1]])
+
+
 def test_no_trajectories_have_no_figures() -> None:
     assert np.isnan(FirstErrors([]).best(np.ones((1, 0)))).all()
     assert StepCounts([]).at(0.5, np.ones((1, 0))).tolist() == [[0], [0], [0], [0]]

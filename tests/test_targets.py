@@ -254,6 +254,11 @@ def test_json_and_parquet(cpmi: Any) -> None:
         (("r.jsonl", "--output", "t2.csv"), "the name must end in"),
         (("r.jsonl", "--maps", "t.jsonl", "--output", "t2.jsonl"), "t.jsonl: holds no maps of cpmi targets"),
         (("r.jsonl", "--temperature", "0", "--output", "t2.jsonl"), "temperature must be a number above 0"),
+        (("r.jsonl", "--output", "r.jsonl"), "r.jsonl is one of the files that would be read"),
+        (("r.jsonl", "--output", "t.jsonl"), "t.jsonl is one of the files that would be read"),
+        (("r.jsonl", "--normalizer", "threshold", "--at", "nan", "--output", "t2.jsonl"), "must be a finite number"),
+        (("r.jsonl", "--outliers", "drop:0.5", "--output", "t2.jsonl"), "all its rewards are outliers"),
+        (("r.jsonl", "--maps", "r.jsonl", "--normalizer", "rank", "--output", "t2.jsonl"), "--normalizer and --maps"),
     ],
 )
 def test_bad_input_is_one_line(cpmi: Any, arguments: tuple[str, ...], message: str) -> None:
@@ -261,6 +266,23 @@ def test_bad_input_is_one_line(cpmi: Any, arguments: tuple[str, ...], message: s
     assert code == 2
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("change", [{"squash": "odd"}, {"squash": "table"}, {"x": [1], "y": []}])
+def test_maps_that_somebody_broke_are_refused(cpmi: Any, change: dict[str, Any]) -> None:
+    cpmi("r.jsonl", "--output", "train.jsonl", "--normalizer", "zscore-sigmoid")
+    (good,) = json.loads(Path("train.maps.json").read_text())
+    Path("bad.maps.json").write_text(json.dumps([good | change]))
+    code, _, err = cpmi("r.jsonl", "--maps", "bad.maps.json", "--output", "t2.jsonl")
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_dropped_rewards_are_not_calibrated_on() -> None:
+    """The label of the outlier would turn the order around."""
+    settings = TargetSettings("isotonic", outliers=Outliers.parse("drop:5"))
+    found = fit(sample([1, 2, 100], [0, 1, 0]), settings)(np.array([1.0, 2.0]))
+    np.testing.assert_allclose(found, [0, 1])  # type: ignore[arg-type]
 
 
 def test_maps_survive_their_file(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from cpmi.models.vllm import VLLMModel
 from cpmi.models.vllm_loading import check_options, engine_options, one_line
 from cpmi.models.vllm_requests import Clock, end_tokens, seed_of
 from cpmi.prompts import ContextKind, Template, plan_scoring, step_contexts
-from cpmi.protocols import Completion, Engine, Prompt, Sampled, SamplingParams, TokenTree, Truncation
+from cpmi.protocols import Engine, Prompt, Sampled, SamplingParams, TokenTree, Truncation
 
 FOLDER = Path(os.environ.get("CPMI_TEST_MODELS") or Path.home() / ".cache" / "cpmi-models")
 MODEL = FOLDER / "smollm2-135m"
@@ -218,7 +218,7 @@ def test_the_same_tokenizer_as_with_transformers(model: VLLMModel, transformers:
 def test_a_tree_that_does_not_fit_is_an_error_and_the_others_are_scored(model: VLLMModel) -> None:
     fits = chain([100] * (CONTEXT - 1))
     results = model.logprobs([chain([100] * CONTEXT), fits, chain([5, 10**6]), chain([])])
-    assert results[0].error == f"too long: {CONTEXT} tokens, the model's context holds {CONTEXT - 1}"
+    assert results[0].error == f"too long: {CONTEXT} tokens leave no room in the model's context of {CONTEXT}"
     assert results[0].logprobs is None
     assert results[1].logprobs is not None
     assert np.isfinite(results[1].logprobs[1:]).all()
@@ -319,8 +319,9 @@ def test_prompts_at_the_end_of_the_context(model: VLLMModel) -> None:
     assert sorted(done) == [0, 1, 2, 3]
     assert clipped.cost.tokens_generated == 2 * 3
     assert [each.finish_reason for each in clipped.completions] == ["length"] * 2
-    assert full == Sampled((Completion("", "length"),) * 2)
-    assert long == Sampled((), error=f"too long: {CONTEXT + 1} tokens, the model's context holds {CONTEXT}")
+    for sampled, tokens in ((full, CONTEXT), (long, CONTEXT + 1)):
+        why = f"too long: {tokens} tokens leave no room in the model's context of {CONTEXT}"
+        assert sampled == Sampled((), error=why)
     assert empty.error is not None
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from cpmi.errors import InputError
+from cpmi.export import refuse_overwriting
 from cpmi.metrics import average_ranks
 from cpmi.protocols import FloatArray
 from cpmi.records import JSON, StepRewards, rewards_by_id, write_records
@@ -73,8 +74,7 @@ def combine(first: Path, second: Path, output: Path, rule: Rule, scale: Scale = 
     Raises:
         InputError: nothing in common, lengths that differ, repeated ids, rewards that are all the same (z-score).
     """
-    if output.resolve() in {first.resolve(), second.resolve()}:
-        raise InputError(f"{output} is one of the files to combine; write to another one")
+    refuse_overwriting(output, [first, second])
     one, two = rewards_by_id(first), rewards_by_id(second)
     common = [i for i, record in one.items() if _rewarded(record) and _rewarded(two.get(i))]
     if not common:
@@ -111,7 +111,7 @@ def _fitted(scale: Scale, rewards: FloatArray, path: Path) -> _ScaleMap:
         ranks = average_ranks(order)
         return lambda values: (ranks[np.searchsorted(order, values)] - 0.5) / len(order)
     mean, deviation = float(rewards.mean()), float(rewards.std())
-    if deviation == 0:
+    if np.ptp(rewards) == 0:  # the deviation of equal numbers may be a rounding error above 0
         raise InputError(f"{path}: all its rewards are {mean:g}, which cannot be scaled; use --scale none or rank")
     return lambda values: (values - mean) / deviation
 

@@ -74,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """Spearman's rank correlation of two runs over all steps that both rewarded; None where one is constant."""
+    """Spearman's rank correlation of two runs, over the steps that every run rewarded; None where one is constant."""
 
     first: str
     second: str
@@ -137,6 +137,7 @@ def compare(
     base = _baseline(loaded, baseline)
     rewarded = _common(loaded.values(), lambda record: record.error is None)
     judged = [i for i in rewarded if i in by_id and any(v is not None for v in by_id[i].step_labels or ())]
+    notes += _left_out(loaded, by_id, judged)
     if by_id and not judged:
         notes.append("no trajectory that every run rewarded has human step labels, so quality is not compared")
     if judged and len({by_id[i].first_error is None for i in judged}) == 1:
@@ -179,20 +180,23 @@ def _names(runs: Sequence[Path]) -> dict[str, Path]:
 
 
 def _trajectories(runs: Sequence[Path], given: Path | None, notes: list[str]) -> dict[str, Trajectory]:
-    """From the file given, else from where the first run directory found them."""
-    folder = next((run for run in runs if run.is_dir()), None)
-    if given is None and folder is None:
+    """From the file given, else from where the run directories found them."""
+    folders = [run for run in runs if run.is_dir()]
+    if given is not None:
+        return labeled_trajectories(runs[0], given)
+    if not folders:
         notes.append(
             "quality is not compared: files of rewards do not say where their trajectories are (--trajectories)"
         )
         return {}
+    found: dict[str, Trajectory] = {}
     try:
-        return labeled_trajectories(folder if folder is not None else runs[0], given)
+        for folder in folders:
+            found = labeled_trajectories(folder) | found
     except InputError as error:
-        if given is not None:
-            raise
         notes.append(f"quality is not compared: {error}")
         return {}
+    return found
 
 
 def _common(runs: Iterable[Records], wanted: Callable[[StepRewards], bool]) -> list[str]:
@@ -200,6 +204,20 @@ def _common(runs: Iterable[Records], wanted: Callable[[StepRewards], bool]) -> l
     sets = [{i for i, record in records.items() if wanted(record)} for records in runs]
     first, *others = sets
     return sorted(first.intersection(*others))
+
+
+def _left_out(loaded: Mapping[str, Records], by_id: Mapping[str, Trajectory], judged: Sequence[str]) -> list[str]:
+    """What is not compared, since it is not in every run."""
+    attempted = {i for records in loaded.values() for i in records}
+    notes = [
+        f"{name} has no line for {missing} of the {len(attempted)} trajectories"
+        for name, records in loaded.items()
+        if (missing := len(attempted - records.keys()))
+    ]
+    annotated = {i for i in attempted & by_id.keys() if any(v is not None for v in by_id[i].step_labels or ())}
+    if judged and (lost := len(annotated) - len(judged)):
+        notes.append(f"quality leaves out {lost} annotated trajectories that some run did not reward")
+    return notes
 
 
 def _check_lengths(loaded: Mapping[str, Records], by_id: Mapping[str, Trajectory]) -> None:

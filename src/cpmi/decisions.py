@@ -43,7 +43,8 @@ class FirstErrors:
     """Is the first wrong step found: ProcessBench's metrics (QwenLM/ProcessBench, code/run_eval.py).
 
     error accuracy: the share of trajectories with an error whose first wrong step is found exactly; correct accuracy:
-    the share of those without one in which none is found; F1: their harmonic mean. NaN where a kind is missing.
+    the share of those without one in which none is found; F1: their harmonic mean. NaN where a kind is missing. Steps
+    that nobody judged are left out of it.
 
     Attributes:
         thresholds: (t,) ascending; each decides as every number up to the next one does.
@@ -96,7 +97,8 @@ class FirstErrors:
 
 def _hit(each: JudgedTrajectory) -> tuple[float, float]:
     """The thresholds at which the first error is found, from the first up to, not with, the second."""
-    lowest = np.minimum.accumulate(each.rewards)
+    # What nobody judged cannot be a false alarm.
+    lowest = np.minimum.accumulate(np.where(each.labels < 0, np.inf, each.rewards))
     first = each.first_error
     if first is None:
         return -np.inf, float(lowest[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from cpmi.benchmarks import prmbench, processbench, steps
 from cpmi.benchmarks.baselines import baselines
 from cpmi.benchmarks.cases import Case, Rewarded, Settings, join
+from cpmi.benchmarks.thresholds import Protocol
 from cpmi.errors import InputError
 from cpmi.export import labeled_trajectories
 from cpmi.grader import Grader
@@ -31,10 +33,11 @@ def evaluate(
     settings: Settings,
     *,
     grader: Grader,
-) -> tuple[list[EvalResult], list[str]]:
-    """Evaluate a run directory or a file of step rewards; the results, and what a reader must know of all of them.
+) -> list[EvalResult]:
+    """Evaluate a run directory or a file of step rewards.
 
-    The trivial baselines come after the source, except for PRMBench: its questions have no known answer.
+    The trivial baselines come after the source, except for PRMBench: its questions have no known answer. What a reader
+    must know of all results is in the notes of the first.
 
     Args:
         trajectories: the labeled trajectories, if they are not where the run found them.
@@ -43,25 +46,41 @@ def evaluate(
         InputError: rewards and trajectories that do not fit, or a threshold that cannot be tuned.
     """
     records = rewards_by_id(rewards)
-    by_id = labeled_trajectories(rewards, trajectories)
-    rewarded = join(rewards.resolve().name, records, by_id)
+    rewarded = join(rewards.resolve().name, records, labeled_trajectories(rewards, trajectories))
     dev = _dev(settings.threshold.dev, records)
+    if dev is not None:
+        rewarded = _without(rewarded, dev)
     results = _EVALUATE[benchmark](rewarded, settings, dev.cases if dev else ())
-    notes = list(rewarded.notes)
+    notes = [*rewarded.notes, *_warnings(rewarded, settings)]
     if benchmark != prmbench.NAME:
-        others, said = baselines(rewarded, grader)
-        tuned_on = {each.source: each.cases for each in baselines(dev, grader)[0]} if dev else {}
+        others, said = _baselines(benchmark, rewarded, dev, settings, grader)
+        results += others
         notes += said
-        for other in others:
-            results += _baseline(benchmark, other, settings, tuned_on.get(other.source, ()))
-    return results, notes + _warnings(rewarded, settings)
+    first, *rest = results
+    return [dataclasses.replace(first, notes=tuple(dict.fromkeys([*notes, *first.notes]))), *rest]
 
 
-def _baseline(benchmark: Benchmark, rewarded: Rewarded, settings: Settings, dev: Sequence[Case]) -> list[EvalResult]:
-    """Under the same protocol as the source."""
-    if benchmark == steps.NAME:
-        return steps.evaluate(rewarded, settings, dev, positions=False)
-    return processbench.evaluate(rewarded, settings, dev)
+def _baselines(
+    benchmark: Benchmark, rewarded: Rewarded, dev: Rewarded | None, settings: Settings, grader: Grader
+) -> tuple[list[EvalResult], list[str]]:
+    """Under the protocol of the source; they are probabilities, so that a fixed threshold is 0.5 for them."""
+    made, notes = baselines(rewarded, grader)
+    if settings.threshold.value not in (None, _HALF.value):
+        settings = dataclasses.replace(settings, threshold=_HALF)
+        notes = [*notes, f"the baselines are judged at {_HALF.name}, since they are probabilities"]
+    tuned_on = {each.source: each.cases for each in baselines(dev, grader)[0]} if dev else {}
+    results = []
+    for each in made:
+        if dev is not None and each.source not in tuned_on:
+            notes = [*notes, f"no baseline {each.source}: it is not known on {dev.source}, where it would be tuned"]
+        elif benchmark == steps.NAME:
+            results += steps.evaluate(each, settings, tuned_on.get(each.source, ()), positions=False)
+        else:
+            results += processbench.evaluate(each, settings, tuned_on.get(each.source, ()))
+    return results, notes
+
+
+_HALF = Protocol.parse("fixed-0.5")
 
 
 def _dev(source: str | None, records: Mapping[str, StepRewards]) -> Rewarded | None:
@@ -78,10 +97,27 @@ def _dev(source: str | None, records: Mapping[str, StepRewards]) -> Rewarded | N
     return join(f"dev:{source}", records, {trajectory.id: trajectory for trajectory in read_trajectories(path)})
 
 
+def _without(rewarded: Rewarded, dev: Rewarded) -> Rewarded:
+    """What a threshold is tuned on is not reported, or the figure would be an upper bound.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    tuned_on = {case.trajectory.id for case in dev.cases}
+    cases = tuple(case for case in rewarded.cases if case.trajectory.id not in tuned_on)
+    if not cases:
+        raise InputError(
+            f"{dev.source}: these are the trajectories to report; tune on other ones, or say --threshold oracle"
+        )
+    left = len(rewarded.cases) - len(cases)
+    notes = (f"{left} trajectories that the threshold is tuned on are left out",) if left else ()
+    return Rewarded(rewarded.source, cases, (*rewarded.notes, *notes))
+
+
 def _warnings(rewarded: Rewarded, settings: Settings) -> list[str]:
     value = settings.threshold.value
     scored = [case.rewards for case in rewarded.cases if case.rewards is not None]
-    if value is None or not scored:
+    if value is None or not 0 < value < 1:
         return []
     if any((rewards < 0).any() or (rewards > 1).any() for rewards in scored):
         return [

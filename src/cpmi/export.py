@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,8 @@ from cpmi.records import (
     write_rows,
 )
 from cpmi.runs import RunDirectory
+
+logger = logging.getLogger("cpmi")
 
 Format = Literal["jsonl", "parquet", "stepwise"]
 
@@ -36,8 +40,7 @@ def export(run: Path, to: Format, output: Path, trajectories: Path | None = None
     suffixes = {"jsonl": (".jsonl", ".gz"), "parquet": (".parquet",), "stepwise": (".jsonl", ".gz", ".parquet")}[to]
     if output.suffix not in suffixes:
         raise InputError(f"{output}: --to {to} writes {' or '.join(suffixes)}; name the output so")
-    if output.resolve() in {path.resolve() for path in _sources(run, trajectories)}:
-        raise InputError(f"{output} is one of the files that would be read; choose another --output")
+    refuse_overwriting(output, [run], trajectories)
     failed = 0
 
     def records() -> Iterator[StepRewards]:
@@ -54,11 +57,18 @@ def export(run: Path, to: Format, output: Path, trajectories: Path | None = None
     return write_rows(output, rows, columns), failed
 
 
-def _sources(run: Path, trajectories: Path | None) -> list[Path]:
-    if not run.is_dir():
-        return [run, *([trajectories] if trajectories else [])]
-    read = Path(RunDirectory.open(run).manifest.get("input", {}).get("path", ""))
-    return [trajectories or read, *run.iterdir()]
+def refuse_overwriting(output: Path, runs: Sequence[Path], *files: Path | None) -> None:
+    """Refuse an output that is one of the files that would be read, or lies among those of a run.
+
+    Raises:
+        InputError: choose another output.
+    """
+    place = output.resolve()
+    folders = [run.resolve() for run in runs if run.is_dir()]
+    read = [path.resolve() for path in (*runs, *files) if path is not None]
+    read += [Path(RunDirectory.open(folder).manifest.get("input", {}).get("path", "")) for folder in folders]
+    if place in read or place.parent in folders:
+        raise InputError(f"{output} is one of the files that would be read; choose another --output")
 
 
 def labeled_trajectories(run: Path, path: Path | None = None) -> dict[str, Trajectory]:
@@ -75,7 +85,15 @@ def labeled_trajectories(run: Path, path: Path | None = None) -> dict[str, Traje
         path = Path(RunDirectory.open(run).manifest.get("input", {}).get("path", ""))
         if not path.is_file():
             raise InputError(f"{run}: its trajectories are no longer at {path}; name them with --trajectories FILE")
+        _warn_of_change(run, path)
     return {trajectory.id: trajectory for trajectory in read_trajectories(path)}
+
+
+def _warn_of_change(run: Path, path: Path) -> None:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != RunDirectory.open(run).manifest.get("input", {}).get("sha256", digest):
+        logger.warning("%s has changed since %s labeled it; are these the same trajectories?", path, run)
 
 
 def trajectory_of(by_id: dict[str, Trajectory], record: StepRewards) -> Trajectory:

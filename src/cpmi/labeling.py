@@ -174,8 +174,10 @@ def _done_before(job: LabelJob, scan: InputScan, settings: dict[str, Any]) -> Pr
     run.require_same(settings)
     with Part(run, job.shard) as part:
         # A line may have been taken out by hand, so that the mark alone does not count.
-        if part.is_done and len(part.ids) >= scan.total and not (job.retry_errors and part.errors):
-            return Progress(scan.total, before=scan.total, failed_before=part.errors)
+        if part.is_done and len(part.ids) >= scan.total and not (job.retry_errors and part.failed):
+            wanted = islice(read_trajectories(job.trajectories), job.limit) if part.failed else ()
+            failed = sum(trajectory.id in part.failed for trajectory in wanted)
+            return Progress(scan.total, before=scan.total, failed_before=failed)
     return None
 
 

@@ -28,7 +28,7 @@ class Estimate:
         """For a table: the figure with its interval, a dash where it is not defined."""
         if self.value is None:
             return "-"
-        interval = "" if self.low is None else f" ({self.low:.2f}-{self.high:.2f})"
+        interval = "" if self.low is None else f" ({self.low:.{digits}f}-{self.high:.{digits}f})"
         return f"{self.value:.{digits}f}{interval}"
 
 

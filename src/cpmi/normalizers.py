@@ -5,7 +5,6 @@ Rewards have the scale of whatever made them; a reward model is trained on numbe
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cpmi.errors import InputError, require, unknown_name
-from cpmi.protocols import FloatArray
+from cpmi.protocols import BoolArray, FloatArray
 
 Squash = Literal["none", "sigmoid", "tanh", "table", "step"]
 
@@ -46,6 +45,12 @@ class FittedMap:
     drop: bool = False
     x: tuple[float, ...] = ()
     y: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.squash != "table" and self.squash not in _SQUASH:
+            raise unknown_name("squash of a map", self.squash, (*_SQUASH, "table"))
+        if len(self.x) != len(self.y) or (self.squash == "table") != bool(self.x):
+            raise InputError(f"the map of {self.source} has {len(self.x)} and {len(self.y)} points in its table")
 
     def __call__(self, rewards: FloatArray) -> FloatArray | None:
         """(steps,) targets; None where an outlier is to be dropped."""
@@ -138,6 +143,8 @@ class TargetSettings:
     def __post_init__(self) -> None:
         if self.normalizer not in NORMALIZERS:
             raise unknown_name("normalizer", self.normalizer, NORMALIZERS)
+        if not np.isfinite(self.at):
+            raise InputError(f"the line of the threshold must be a finite number, not {self.at}")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise InputError(f"the temperature must be a number above 0, not {self.temperature}")
 
@@ -273,8 +280,13 @@ def fit(sample: Sample, settings: TargetSettings) -> FittedMap:
     """
     low, high = settings.outliers.bounds(sample.rewards)
     drop = settings.outliers.rule == "drop"
-    kept = dataclasses.replace(
-        sample, rewards=_within(sample.rewards, low, high, drop=drop), labeled=_clipped(sample.labeled, low, high)
+    inside = _inside(sample.rewards, low, high) if drop else np.ones(len(sample.rewards), dtype=np.bool_)
+    judged = _inside(sample.labeled, low, high) if drop else np.ones(len(sample.labeled), dtype=np.bool_)
+    kept = Sample(
+        sample.source,
+        _clipped(sample.rewards[inside], low, high),
+        _clipped(sample.labeled[judged], low, high),
+        sample.labels[judged],
     )
     if settings.normalizer not in _NEEDS_NO_SPREAD and (not len(kept.rewards) or np.ptp(kept.rewards) == 0):
         what = f"are {kept.rewards[0]:g}" if len(kept.rewards) else "are outliers"
@@ -283,9 +295,8 @@ def fit(sample: Sample, settings: TargetSettings) -> FittedMap:
     return FittedMap(settings.normalizer, sample.source, len(kept.rewards), low=low, high=high, drop=drop, **shape)
 
 
-def _within(rewards: FloatArray, low: float | None, high: float | None, *, drop: bool) -> FloatArray:
-    clipped = _clipped(rewards, low, high)
-    return rewards[rewards == clipped] if drop else clipped
+def _inside(rewards: FloatArray, low: float | None, high: float | None) -> BoolArray:
+    return np.asarray(rewards == _clipped(rewards, low, high))
 
 
 def _clipped(rewards: FloatArray, low: float | None, high: float | None) -> FloatArray:

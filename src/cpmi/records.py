@@ -132,8 +132,7 @@ class StepRewards:
         _check(isinstance(self.details, dict), "details", "an object")
         _check(isinstance(self.terms, dict), "terms", "an object of lists of numbers")
         for name, values in {"rewards": self.rewards, **self.terms}.items():
-            finite = _all(values, int | float) and all(math.isfinite(value) for value in values)
-            _check(finite, name, "a list of finite numbers")
+            _check(_all_finite(values), name, "a list of finite numbers")
             if len(values) != len(self.rewards):
                 raise InputError(f"term {name!r} has {len(values)} numbers for {len(self.rewards)} rewards")
         for name in ("trajectory_id", "source", "terms", "details", "error"):
@@ -176,6 +175,16 @@ def _all(values: object, kind: Any) -> bool:
     )
 
 
+def _all_finite(values: object) -> bool:
+    """Whether ``values`` is a tuple of numbers that fit into a float."""
+    if not _all(values, int | float):
+        return False
+    try:
+        return all(math.isfinite(value) for value in cast(tuple[float, ...], values))
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
 # --- one record <-> one JSON object ---------------------------------------------------------------------------------
 
 
@@ -216,8 +225,8 @@ def _nested_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         nested["terms"] = {name: tuple(term) if isinstance(term, list) else term for name, term in terms.items()}
     if (cost := values.get("cost")) is not None:
         known = {f.name for f in dataclasses.fields(Cost)}
-        ok = isinstance(cost, dict) and set(cost) <= known and _all(tuple(cost.values()), int | float)
-        _check(ok, "cost", f"an object of numbers ({', '.join(sorted(known))})")
+        ok = isinstance(cost, dict) and set(cost) <= known and _all_finite(tuple(cost.values()))
+        _check(ok, "cost", f"an object of finite numbers ({', '.join(sorted(known))})")
         nested["cost"] = Cost(**cost)
     elif "cost" in values:
         nested["cost"] = Cost()

@@ -232,7 +232,7 @@ class Part:
         """
         self.path = run.path / f"{shard.name}.jsonl"
         self.ids: set[str] = set()
-        self.errors = 0
+        self.failed: set[str] = set()
         self._done_file = run.path / f"{shard.name}.done"
         with contextlib.ExitStack() as opened:
             self._lock(opened.enter_context((run.path / f"{shard.name}.lock").open("w")))
@@ -284,7 +284,8 @@ class Part:
                     raise InputError(f"{self.path}:{number}: the id {record.trajectory_id!r} is there twice")
                 kept.append(line)
                 self.ids.add(record.trajectory_id)
-                self.errors += record.error is not None
+                if record.error is not None:
+                    self.failed.add(record.trajectory_id)
         return None if all_good else kept
 
     def _record(self, line: bytes, number: int) -> StepRewards:
@@ -317,7 +318,7 @@ class Part:
                 data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         self.ids.update(record.trajectory_id for record in records)
-        self.errors += sum(record.error is not None for record in records)
+        self.failed.update(record.trajectory_id for record in records if record.error is not None)
 
     def mark_done(self) -> None:
         with writing(self._done_file):
@@ -377,7 +378,7 @@ def run_part(
         total: how many trajectories of the shard will come, for progress.
         complete: these are all the trajectories of the shard, so that the part is marked as done in the end.
     """
-    progress = Progress(total, failed_before=part.errors)
+    progress = Progress(total)
 
     def todo() -> Iterator[Trajectory]:
         for trajectory in trajectories:
@@ -385,6 +386,7 @@ def run_part(
                 continue
             if trajectory.id in part.ids:
                 progress.before += 1
+                progress.failed_before += trajectory.id in part.failed
             else:
                 yield trajectory
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cpmi.errors import CpmiError, InputError
-from cpmi.export import labeled_trajectories, trajectory_of
+from cpmi.export import labeled_trajectories, refuse_overwriting, trajectory_of
 from cpmi.normalizers import FittedMap, Sample, TargetSettings, fit
 from cpmi.records import JSON, Column, StepRewards, Trajectory, rewards_by_id, write_rows
 
@@ -61,6 +61,8 @@ def write_targets(
             mapped, a source without a map.
         CpmiError: a file cannot be written.
     """
+    refuse_overwriting(output, runs, trajectories, maps)
+    refuse_overwriting(maps_path(output), runs, trajectories, maps)
     rewarded = [(record, trajectory) for run in runs for record, trajectory in _rewarded(run, trajectories)]
     able = [(record, trajectory) for record, trajectory in rewarded if record.error is None]
     if not able:
@@ -73,6 +75,8 @@ def write_targets(
         known = read_maps(maps)
         fitted = {source: _known(known, source, maps) for source in sources}
     rows = list(_rows(able, fitted))
+    if not rows:
+        raise InputError("every trajectory has an outlier, so that none is left; use clip, or a larger bound")
     columns: dict[str, Column] = {
         "id": "text", "question": "text", "steps": "texts", "targets": "numbers", "rewards": "numbers",
         "source": "text",

@@ -47,10 +47,13 @@ def baselines(rewarded: Rewarded, grader: Grader) -> tuple[list[Rewarded], list[
 
 
 def _is_right(trajectory: Trajectory, grader: Grader) -> bool | None:
-    """By the grader, where there is a gold answer; else what the data say; a solution without an answer is wrong."""
-    if trajectory.gold_answer is not None:
-        return outcome(trajectory, grader) is Verdict.SAME
-    return {"true": True, "false": False}.get(trajectory.tags.get("final_answer_correct", "").lower())
+    """By the grader, where it has a verdict; else what the data say; else a solution without an answer is wrong."""
+    known = trajectory.gold_answer is not None
+    verdict = outcome(trajectory, grader) if known else None
+    if verdict in (Verdict.SAME, Verdict.DIFFERENT):
+        return verdict is Verdict.SAME
+    told = {"true": True, "false": False}.get(trajectory.tags.get("final_answer_correct", "").lower())
+    return False if told is None and known else told
 
 
 def _rewarded(name: str, like: Rewarded, rewards: Sequence[FloatArray]) -> Rewarded:

@@ -19,6 +19,7 @@ from cpmi.records import JSON, Cost, StepRewards, Trajectory
 from cpmi.results import EvalResult
 
 _NAMED = 5  # ids in a note
+_SUMS = ("all", "average", "overall")  # what results over several subsets are called
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +60,7 @@ class Rewarded:
         for case in self.cases:
             found.setdefault(case.subset, []).append(case)
         names = [*(name for name in order if name in found), *sorted(found.keys() - {*order})]
-        return {name: found[name] for name in names}
+        return {f"subset {name}" if name in _SUMS else name: found[name] for name in names}
 
 
 def join(source: str, records: Mapping[str, StepRewards], trajectories: Mapping[str, Trajectory]) -> Rewarded:

@@ -43,7 +43,7 @@ def evaluate(rewarded: Rewarded, settings: Settings, dev: Sequence[Case] = ()) -
         for group, names in GROUPS.items()
         if all(name in parts for name in names)
     }
-    overall = _pooled(rewarded.cases, settings, threshold, "overall", len(parts), (*rewarded.notes, *_slips(rewarded)))
+    overall = _pooled(rewarded.cases, settings, threshold, "overall", len(parts), _slips(rewarded))
     described = settings.described(threshold)
     everything = {**parts, **groups, "overall": overall}
     return [figures.result(NAME, name, rewarded.source, described) for name, figures in everything.items()]
@@ -52,8 +52,10 @@ def evaluate(rewarded: Rewarded, settings: Settings, dev: Sequence[Case] = ()) -
 def best_threshold(judged: Sequence[JudgedTrajectory]) -> float | None:
     """A threshold of the highest PRMScore; None without right and wrong steps."""
     found = StepCounts(judged)
-    scores = prm_score(found.curve(np.ones(len(judged))))
-    return None if np.isnan(scores).all() else between(found.thresholds, int(np.nanargmax(scores)))
+    curve = found.curve(np.ones(len(judged)))
+    if not (curve[0, 0] and curve[1, 0]):  # at minus infinity all right steps and all wrong ones are called right
+        return None
+    return between(found.thresholds, int(prm_score(curve).argmax()))
 
 
 def _slips(rewarded: Rewarded) -> list[str]:
@@ -101,7 +103,7 @@ def _best(
     for row in weights:
         curve = found.curve(row)
         scores = score(curve)
-        at = 0 if np.isnan(scores).all() else int(np.nanargmax(scores))
+        at = 0 if np.isnan(scores[0]) else int(scores.argmax())
         indices.append(at)
         columns.append(curve[:, at])
     return found.thresholds[np.array(indices, dtype=np.int64)], np.array(columns).reshape(-1, 4).T

@@ -33,7 +33,7 @@ def evaluate(rewarded: Rewarded, settings: Settings, dev: Sequence[Case] = ()) -
     described = settings.described(threshold)
     results = [figures.result(NAME, name, rewarded.source, described) for name, figures in parts.items()]
     if len(parts) > 1:
-        results.append(_average(parts, rewarded.notes).result(NAME, "average", rewarded.source, described))
+        results.append(_average(parts).result(NAME, "average", rewarded.source, described))
     return results
 
 
@@ -71,10 +71,11 @@ def _case(case: Case, threshold: float | None) -> dict[str, JSON]:
     return described
 
 
-def _average(parts: dict[str, Figures], notes: tuple[str, ...]) -> Figures:
+def _average(parts: dict[str, Figures]) -> Figures:
     arrays = {name: np.mean([figures.arrays[name] for figures in parts.values()], axis=0) for name in FirstErrors.names}
+    notes: tuple[str, ...] = ()
     if parts.keys() != {*SUBSETS}:
-        notes = (*notes, f"the average is over {', '.join(parts)}, not over ProcessBench's four subsets")
+        notes = (f"the average is over {', '.join(parts)}, not over ProcessBench's four subsets",)
     return Figures(
         arrays,
         sum(figures.scored for figures in parts.values()),

@@ -33,7 +33,7 @@ def evaluate(
     subsets = rewarded.subsets()
     threshold = settings.tuned(subsets, dev, _best)
     described = settings.described(threshold)
-    parts = {"all": _whole(rewarded.cases, settings, threshold, 0, rewarded.notes)}
+    parts = {"all": _whole(rewarded.cases, settings, threshold, 0)}
     if len(subsets) > 1:
         parts |= {name: _whole(cases, settings, threshold, n) for n, (name, cases) in enumerate(subsets.items(), 1)}
     results = [figures.result(NAME, name, rewarded.source, described) for name, figures in parts.items()]
@@ -47,9 +47,7 @@ def _best(judged: Sequence[JudgedTrajectory]) -> float | None:
     return FirstErrors(judged).best_threshold()
 
 
-def _whole(
-    cases: Sequence[Case], settings: Settings, threshold: float | None, number: int, notes: Sequence[str] = ()
-) -> Figures:
+def _whole(cases: Sequence[Case], settings: Settings, threshold: float | None, number: int) -> Figures:
     able = scored(cases)
     judged = [case.judged() for case in able]
     weights = settings.weights(len(able), number)
@@ -64,7 +62,7 @@ def _whole(
     if calibration is not None:
         arrays |= {"brier": calibration.brier(weights), "ece": calibration.ece(weights)}
         curves["reliability"] = calibration.curve()
-    notes = (*notes, *said, *_undefined(judged))
+    notes = (*said, *_undefined(judged))
     return Figures(arrays, len(able), len(cases) - len(able), total_cost(cases), notes, (), curves)
 
 

@@ -28,6 +28,19 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
+def note_missing_parts(*runs: Path) -> None:
+    """Say on standard error which of these runs are not finished."""
+    from cpmi.runs import RunDirectory
+
+    missing = []
+    for run in filter(Path.is_dir, runs):
+        done, parts = RunDirectory.open(run).parts_done()
+        if done < parts:
+            missing.append(f"{run} is not finished: {done} of {parts} parts are complete")
+    if missing:
+        typer.echo(f"cpmi: {'; '.join(missing)}", err=True)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"cpmi {__version__}")

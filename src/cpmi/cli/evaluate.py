@@ -43,15 +43,21 @@ def evaluate(
 
     protocol = Protocol.parse(threshold or ("oracle" if benchmark == "steps" else "fixed-0.5"))
     with Grader() as grader:
-        results, notes = run(benchmark, rewards, trajectories, Settings(protocol, bootstrap, seed), grader=grader)
+        results = run(benchmark, rewards, trajectories, Settings(protocol, bootstrap, seed), grader=grader)
     if output is not None:
         write_results(output, results)
+    lines = [
+        threshold_line(results[0]),
+        f"intervals: 95 %, {bootstrap} resamples of trajectories",
+        *results[0].notes,
+        *(f"{each.source}, {each.subset}: {note}" for each in results[1:] for note in each.notes),
+    ]
     if as_json:
         print_json([asdict(result) for result in results])
+        for line in lines[2:]:
+            typer.echo(f"cpmi: {line}", err=True)
         return
     if published := published_table(results):
         show_table(*published)
     show_table(*table(results))
-    lines = [threshold_line(results[0]), f"intervals: 95 %, {bootstrap} resamples of trajectories"]
-    about = [f"{each.source}, {each.subset}: {note}" for each in results for note in each.notes if note not in notes]
-    show_notes([*lines, *notes, *about, *([f"written to {output}"] if output else [])])
+    show_notes([*lines, *([f"written to {output}"] if output else [])])

@@ -169,6 +169,8 @@ def label(
         "outcome": OutcomeSettings,
     }
     needs_prover = method == "pav" and best_of is None
+    if method == "pav" and best_of is not None and (prover_option or _given(ctx, "prover_rollouts")):
+        raise InputError("--prover-rollouts and --prover-option are for a prover that is another model; leave them out")
     job = LabelJob(
         trajectories, output,
         None if method == "outcome" else ModelSettings(model, dtype, device, batch_tokens, _options(engine_option)),
@@ -193,9 +195,13 @@ def _refuse_options_of_other_methods(ctx: typer.Context, method: Method) -> None
     """An option that would change nothing is a mistake worth a line."""
     for parameter in ctx.command.params:
         methods = _PANELS.get(getattr(parameter, "rich_help_panel", None) or "")
-        source = ctx.get_parameter_source(parameter.name or "")
-        if methods and method not in methods and source is not None and source.name == "COMMANDLINE":
+        if methods and method not in methods and _given(ctx, parameter.name or ""):
             raise InputError(f"{parameter.opts[0]} is for --method {' or '.join(methods)}, not for {method}")
+
+
+def _given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _best_of(prover: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cpmi.cli.app import Json, Run, Trajectories, app, print_json
+from cpmi.cli.app import Json, Run, Trajectories, app, note_missing_parts, print_json
 from cpmi.errors import InputError
 
 # The same names as in cpmi.export and cpmi.combine, which are not imported here: they load numpy.
@@ -25,7 +25,7 @@ def export(
     """Write a run as one file that others can read."""
     from cpmi.export import export as export_run
 
-    _note_missing_parts(run)
+    note_missing_parts(run)
     count, failed = export_run(run, to, output, trajectories)
     typer.echo(f"{count} rows -> {output}" + (f" ({failed} attempts had failed)" if failed else ""))
 
@@ -48,7 +48,7 @@ def show(
     from cpmi.records import read_rewards, to_json
 
     by_id = labeled_trajectories(run, trajectories)
-    _note_missing_parts(run)
+    note_missing_parts(run)
     records = (record for record in read_rewards(run) if not only or record.trajectory_id in only)
     pairs = [(trajectory_of(by_id, record), record) for record in islice(records, limit)]
     if only and len(pairs) < min(limit, len(set(only))):
@@ -60,18 +60,6 @@ def show(
     show_trajectories(pairs, color_scale(read_rewards(run)), Console(highlight=False))
 
 
-def _note_missing_parts(*runs: Path) -> None:
-    from cpmi.runs import RunDirectory
-
-    missing = []
-    for run in filter(Path.is_dir, runs):
-        done, parts = RunDirectory.open(run).parts_done()
-        if done < parts:
-            missing.append(f"{run} is not finished: {done} of {parts} parts are complete")
-    if missing:
-        typer.echo(f"cpmi: {'; '.join(missing)}", err=True)
-
-
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or files of step rewards.")],
@@ -80,7 +68,7 @@ def compare(
         str | None, typer.Option(help="Run that savings refer to; default: the first of mc, else of pav.")
     ] = None,
     bootstrap: Annotated[int, typer.Option(min=1, help="Resamples for the intervals.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Put runs over the same trajectories side by side: what they cost, how they agree, with people too."""
@@ -91,7 +79,7 @@ def compare(
     from cpmi.display import show_notes, show_table
     from cpmi.grader import Grader
 
-    _note_missing_parts(*runs)
+    note_missing_parts(*runs)
     with Grader() as grader:
         result = compare_runs(runs, trajectories, baseline, grader=grader, count=bootstrap, seed=seed)
     if as_json:
@@ -121,6 +109,7 @@ def combine(
     from cpmi.combine import Rule
     from cpmi.combine import combine as combine_runs
 
+    note_missing_parts(first, second)
     report = combine_runs(first, second, output, Rule(first_steps, _weights(weights)), scale)
     if as_json:
         print_json(asdict(report) | {"output": str(output)})

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cpmi.cli.app import Json, Trajectories, app, print_json
+from cpmi.cli.app import Json, Trajectories, app, note_missing_parts, print_json
+from cpmi.errors import InputError
 
 # The same names as in cpmi.normalizers, which is not imported here: it loads numpy.
 Normalizer = Literal[
@@ -18,6 +19,7 @@ Normalizer = Literal[
 
 @app.command()
 def targets(
+    ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or files of step rewards.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .jsonl, .jsonl.gz or .parquet.")],
     normalizer: Annotated[Normalizer, typer.Option(help="How rewards become targets.")] = "quantile-sigmoid",
@@ -36,6 +38,11 @@ def targets(
     from cpmi.normalizers import Outliers, TargetSettings
     from cpmi.targets import maps_path, write_targets
 
+    if maps is not None:
+        for name in ("normalizer", "temperature", "at", "outliers"):
+            if (source := ctx.get_parameter_source(name)) is not None and source.name == "COMMANDLINE":
+                raise InputError(f"--{name} and --maps: fitted maps are applied as they are; leave one of the two out")
+    note_missing_parts(*runs)
     settings = TargetSettings(normalizer, temperature, at, Outliers.parse(outliers))
     report = write_targets(runs, output, settings, trajectories=trajectories, maps=maps)
     if as_json:

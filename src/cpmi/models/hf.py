@@ -231,14 +231,14 @@ class HFModel:
     def sample(
         self, prompts: Sequence[Prompt], n: int, params: SamplingParams, on_done: OnSampled = ignore_sampled
     ) -> list[Sampled]:
-        """See ``Sampler.sample``; a prompt with no room left in the context has completions without text."""
+        """See ``Sampler.sample``."""
         ledger = Ledger(len(prompts), Ending(self._tokenizer, params.stop, self._ends), on_done)
         texts: dict[int, tuple[int, ...]] = {}
         for index, prompt in enumerate(prompts):
             ids = (*self.prefix, *self.encode(prompt.text, first=True))
             if error := self._why_not_continued(ids):
                 ledger.close(index, error=error)
-            elif n < 1 or self._room(ids, params) < 1:
+            elif n < 1 or params.max_tokens < 1:
                 ledger.close(index, (Completion("", "length"),) * n)
             else:
                 texts[index] = ids
@@ -266,6 +266,8 @@ class HFModel:
     def _why_not_continued(self, ids: Sequence[int]) -> str | None:
         if not ids:
             return "an empty prompt, and the model has no token that opens a text"
+        if self._context_length and len(ids) >= self._context_length:
+            return f"too long: {len(ids)} tokens leave no room in the model's context of {self._context_length}"
         return self._why_unknown(max(ids))
 
     @functools.cached_property

@@ -44,7 +44,7 @@ from cpmi.records import JSON, Cost
 logger = logging.getLogger("cpmi")
 
 _GONE = 8  # requests in a row that failed, each with all its retries
-_REFUSES_ALL = {401, 404}  # a key or a model that was there when the server was opened
+_REFUSES_ALL = {401, 403, 404}  # a key or a model that was there when the server was opened
 _TELL_SETTINGS = {"vllm", "sglang"}  # servers that take top_k and repetition_penalty, and have defaults of their own
 
 
@@ -66,6 +66,11 @@ def open_server(source: str, settings: ModelSettings) -> ServerModel:
     except CpmiError:
         server.close()
         raise
+
+
+def _different(n: int, params: SamplingParams) -> int:
+    """How many completions to ask for: greedy ones are all the same, and vLLM refuses to make several."""
+    return n if params.temperature else min(n, 1)
 
 
 class ServerModel:
@@ -134,7 +139,7 @@ class ServerModel:
         request = {
             "model": self._served.name,
             "prompt": whole_text(prompt.text),
-            "n": n,
+            "n": _different(n, params),
             "max_tokens": most,
             "temperature": params.temperature,
             "top_p": params.top_p,
@@ -162,7 +167,8 @@ class ServerModel:
             return Sampled((), cost, error=f"server: {answer.line}{self._hint(answer, params)}")
         try:
             cost += self._tokens(answer)
-            return Sampled(read_completions(answer, n), cost)
+            different = _different(n, params)
+            return Sampled(read_completions(answer, different) * (n // different), cost)
         except BadReply as error:
             return Sampled((), cost, error=f"server: {error}")
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cpmi.errors import CpmiError, InputError
@@ -36,6 +37,14 @@ from cpmi.records import JSON
 _Key = tuple[int, int]
 
 
+# Options that change how fast an engine is and what it needs, but nothing that it says; not even how long that may be.
+_CHANGE_NOTHING = {
+    "disable_log_stats", "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
+    "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs", "num_gpu_blocks_override",
+    "pipeline_parallel_size", "swap_space", "tensor_parallel_size",
+}  # fmt: skip
+
+
 def load_vllm(source: str, settings: ModelSettings) -> VLLMModel:
     """Open ``source``, a folder or a hub id, with vLLM.
 
@@ -46,14 +55,22 @@ def load_vllm(source: str, settings: ModelSettings) -> VLLMModel:
     llm = open_engine(source, settings)
     config = llm.llm_engine.model_config
     revision = getattr(config.hf_config, "_commit_hash", None) or fingerprint(Path(source).expanduser())
-    return VLLMModel(llm, name=settings.name, revision=revision)
+    options = {name: value for name, value in settings.options.items() if name not in _CHANGE_NOTHING}
+    return VLLMModel(llm, name=settings.name, revision=revision, options=options)
 
 
 class VLLMModel:
     """A model in a vLLM engine, as a ``Scorer`` and a ``Sampler``."""
 
-    def __init__(self, llm: Any, *, name: str, revision: str | None = None) -> None:
-        """Take over a ``vllm.LLM``; ``load_vllm`` loads by name."""
+    def __init__(
+        self, llm: Any, *, name: str, revision: str | None = None, options: Mapping[str, JSON] = MappingProxyType({})
+    ) -> None:
+        """Take over a ``vllm.LLM``; ``load_vllm`` loads by name.
+
+        Args:
+            options: of the engine, those that may change what it says.
+        """
+        self._options = options
         self._llm: Any = llm
         self._engine: Any = llm.llm_engine
         self._name = name
@@ -82,7 +99,8 @@ class VLLMModel:
         return self._tokenizer.dialog(request, reply)
 
     def describe(self) -> dict[str, JSON]:
-        return {"model": self._name, "revision": self._revision, "dtype": self._dtype}
+        described: dict[str, JSON] = {"model": self._name, "revision": self._revision, "dtype": self._dtype}
+        return described | ({"options": dict(self._options)} if self._options else {})
 
     def close(self) -> None:
         """See ``Engine.close``; closing twice does nothing."""
@@ -116,9 +134,9 @@ class VLLMModel:
         waiting: dict[int, Waiting] = {}
         for index, prompt in enumerate(prompts):
             ids = (*self.prefix, *self.encode(prompt.text, first=True))
-            if error := self._why_not(ids, self._context):
+            if error := self._why_not(ids):
                 settle(index, Sampled((), error=error))
-            elif n < 1 or self._room(ids, params) < 1:
+            elif n < 1 or params.max_tokens < 1:
                 settle(index, Sampled((Completion("", "length"),) * n))
             else:
                 waiting[index] = Waiting(ids, n)
@@ -182,7 +200,7 @@ class VLLMModel:
         scores = [TreeScores(tree) for tree in trees]
         for each in scores:
             # vLLM scores a prompt on the way to sampling a token, for which there must be room.
-            whys = (self._why_not(ids, self._context - 1) for ids in each.prompts())
+            whys = (self._why_not(ids) for ids in each.prompts())
             each.error = next(filter(None, whys), None)
         params = vllm_params(max_tokens=1, prompt_logprobs=0, detokenize=False)
         requests = {
@@ -197,11 +215,11 @@ class VLLMModel:
         sent = sum(each.sent for each in scores) or 1
         return [each.result((time.perf_counter() - start) * each.sent / sent) for each in scores]
 
-    def _why_not(self, ids: Sequence[int], most: int) -> str | None:
+    def _why_not(self, ids: Sequence[int]) -> str | None:
         if not ids:
             return "an empty prompt, and the model has no token that opens a text"
-        if len(ids) > most:
-            return f"too long: {len(ids)} tokens, the model's context holds {most}"
+        if len(ids) >= self._context:
+            return f"too long: {len(ids)} tokens leave no room in the model's context of {self._context}"
         if (top := max(ids)) >= self._vocabulary:
             return f"the tokenizer's token {top} is not one of the model's {self._vocabulary}"
         return None
