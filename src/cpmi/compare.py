@@ -15,7 +15,7 @@ import numpy as np
 
 from cpmi.decisions import FirstErrors
 from cpmi.errors import InputError, unknown_name
-from cpmi.export import labeled_trajectories
+from cpmi.export import trajectories_of
 from cpmi.grader import Grader, Verdict, outcome
 from cpmi.metrics import (
     Estimate,
@@ -181,22 +181,18 @@ def _names(runs: Sequence[Path]) -> dict[str, Path]:
 
 def _trajectories(runs: Sequence[Path], given: Path | None, notes: list[str]) -> dict[str, Trajectory]:
     """From the file given, else from where the run directories found them."""
-    folders = [run for run in runs if run.is_dir()]
-    if given is not None:
-        return labeled_trajectories(runs[0], given)
-    if not folders:
+    if given is None and not any(run.is_dir() for run in runs):
         notes.append(
             "quality is not compared: files of rewards do not say where their trajectories are (--trajectories)"
         )
         return {}
-    found: dict[str, Trajectory] = {}
     try:
-        for folder in folders:
-            found = labeled_trajectories(folder) | found
+        return trajectories_of(runs, given)
     except InputError as error:
+        if given is not None:
+            raise
         notes.append(f"quality is not compared: {error}")
         return {}
-    return found
 
 
 def _common(runs: Iterable[Records], wanted: Callable[[StepRewards], bool]) -> list[str]:

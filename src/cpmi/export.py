@@ -63,6 +63,8 @@ def refuse_overwriting(output: Path, runs: Sequence[Path], *files: Path | None) 
     Raises:
         InputError: choose another output.
     """
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; --output names a file")
     place = output.resolve()
     folders = [run.resolve() for run in runs if run.is_dir()]
     read = [path.resolve() for path in (*runs, *files) if path is not None]
@@ -87,6 +89,21 @@ def labeled_trajectories(run: Path, path: Path | None = None) -> dict[str, Traje
             raise InputError(f"{run}: its trajectories are no longer at {path}; name them with --trajectories FILE")
         _warn_of_change(run, path)
     return {trajectory.id: trajectory for trajectory in read_trajectories(path)}
+
+
+def trajectories_of(runs: Sequence[Path], path: Path | None = None) -> dict[str, Trajectory]:
+    """The trajectories of several runs, by id: from ``path``, or from where the run directories found them.
+
+    Raises:
+        InputError: a file is gone, or there is no run directory among files of rewards.
+    """
+    folders = [run for run in runs if run.is_dir()]
+    if path is not None or not folders:
+        return labeled_trajectories(runs[0], path)
+    found: dict[str, Trajectory] = {}
+    for folder in folders:
+        found = labeled_trajectories(folder) | found  # the first run's come first, and count
+    return found
 
 
 def _warn_of_change(run: Path, path: Path) -> None:

@@ -446,6 +446,31 @@ def _parquet_row(record: Trajectory | StepRewards) -> dict[str, Any]:
     return {name: _ENCODE(value) if name in _JSON_COLUMNS else value for name, value in row.items()}
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; its folder is made.
+
+    Raises:
+        CpmiError: it cannot be written.
+    """
+    with _appearing(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A file to write that takes its name only when it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise CpmiError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong before is what the user should read
+            partial.unlink(missing_ok=True)
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> int:
     """Write rows to ``.jsonl``, ``.jsonl.gz`` or ``.parquet``, whole or not at all; return how many.
 
@@ -461,16 +486,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[s
     path = Path(path)
     if path.suffix not in (".jsonl", ".gz", ".parquet"):
         raise InputError(f"{path}: the name must end in .jsonl, .jsonl.gz or .parquet")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        count = _write_parquet(partial, rows, columns) if path.suffix == ".parquet" else _write_lines(partial, rows)
-        partial.replace(path)
-    except OSError as error:
-        raise CpmiError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+    with _appearing(path) as partial:
+        return _write_parquet(partial, rows, columns) if path.suffix == ".parquet" else _write_lines(partial, rows)
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cpmi.errors import CpmiError, InputError
+from cpmi.errors import InputError
 from cpmi.metrics import Estimate
-from cpmi.records import JSON, Cost
+from cpmi.records import JSON, Cost, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,7 @@ def write_results(path: Path, results: Sequence[EvalResult]) -> None:
     if path.suffix != ".json":
         raise InputError(f"{path}: the name of a result must end in .json")
     text = json.dumps([dataclasses.asdict(result) for result in results], ensure_ascii=False, indent=1, allow_nan=False)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise CpmiError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, f"{text}\n".encode())
 
 
 def read_results(path: Path) -> list[EvalResult]:
@@ -77,11 +69,14 @@ def read_results(path: Path) -> list[EvalResult]:
     """
     try:
         rows: Any = json.loads(path.read_text(encoding="utf-8"))
-        return [_result(row) for row in rows]
+        results = [_result(row) for row in rows]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: not a result of cpmi evaluate ({error})") from error
+    if not results:
+        raise InputError(f"{path}: holds no results")
+    return results
 
 
 def _result(row: dict[str, Any]) -> EvalResult:

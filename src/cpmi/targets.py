@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from cpmi.errors import CpmiError, InputError
+from cpmi.errors import InputError
 from cpmi.export import labeled_trajectories, refuse_overwriting, trajectory_of
 from cpmi.normalizers import FittedMap, Sample, TargetSettings, fit
-from cpmi.records import JSON, Column, StepRewards, Trajectory, rewards_by_id, write_rows
+from cpmi.records import JSON, Column, StepRewards, Trajectory, rewards_by_id, write_rows, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +139,8 @@ def maps_path(targets: Path) -> Path:
 
 
 def _write_maps(path: Path, maps: Sequence[FittedMap]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps([dataclasses.asdict(each) for each in maps], indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise CpmiError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps([dataclasses.asdict(each) for each in maps], indent=1)
+    write_whole(path, f"{text}\n".encode())
 
 
 def read_maps(path: Path) -> dict[str, FittedMap]:

@@ -1,0 +1,104 @@
+"""``cpmi report`` and ``cpmi plot`` as functions: can these step rewards be trusted?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpmi.errors import InputError, require
+from cpmi.export import refuse_overwriting
+from cpmi.grader import Grader
+from cpmi.records import write_whole
+from cpmi.report.material import load
+
+if TYPE_CHECKING:
+    from cpmi.report.figures import Kind
+
+__all__ = ["Report", "plot", "write_report"]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        output: the page.
+        trajectories: how many it shows.
+        runs: their names.
+        notes: what is not as it should be, a sentence each.
+    """
+
+    output: Path
+    trajectories: int
+    runs: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def write_report(
+    arguments: Sequence[Path],
+    output: Path,
+    trajectories: Path | None = None,
+    *,
+    title: str | None = None,
+    grader: Grader,
+    count: int = 1000,
+    seed: int = 0,
+) -> Report:
+    """Write a page about runs, files of step rewards and results of evaluations.
+
+    Args:
+        arguments: run directories, files of step rewards, result files (``.json``), in any order.
+        output: a ``.html`` file; its folder is made.
+        trajectories: the labeled trajectories, if they are not where the run directories found them.
+        count: resamples of the bootstrap.
+
+    Raises:
+        InputError: jinja2 or matplotlib is missing, an output that cannot be, input that cannot be read or compared.
+        CpmiError: the page cannot be written.
+    """
+    require("jinja2", "report")
+    require("matplotlib", "report")
+    from cpmi.report.page import render
+
+    if output.suffix not in (".html", ".htm"):
+        raise InputError(f"{output}: the name of a report must end in .html")
+    refuse_overwriting(output, arguments, trajectories)
+    material = load(arguments, trajectories, grader=grader, count=count, seed=seed)
+    write_whole(output, render(material, title).encode())
+    names = tuple(run.name for run in material.runs)
+    return Report(output, len(material.trajectories), names, material.notes)
+
+
+def plot(
+    kind: Kind,
+    runs: Sequence[Path],
+    output: Path,
+    trajectories: Path | None = None,
+    *,
+    grader: Grader,
+    count: int = 1000,
+    seed: int = 0,
+) -> tuple[str, ...]:
+    """Write one figure of the page as ``.png``, ``.svg`` or ``.pdf``; return what a reader of it must know.
+
+    Raises:
+        InputError: matplotlib is missing, there is nothing to draw, or as ``write_report``.
+        CpmiError: the figure cannot be written.
+    """
+    require("matplotlib", "report")
+    from cpmi.report.drawing import FORMATS, image
+    from cpmi.report.figures import chart
+
+    if output.suffix not in FORMATS:
+        raise InputError(f"{output}: the name of a figure must end in .png, .svg or .pdf")
+    refuse_overwriting(output, runs, trajectories)
+    material = load(runs, trajectories, grader=grader, count=count, seed=seed)
+    if not material.runs:
+        raise InputError("name at least one run; a figure is not made from results")
+    drawn = chart(kind, material)
+    if not drawn.panels:
+        raise InputError(f"nothing to draw: {' '.join(drawn.notes)}")
+    write_whole(output, image(drawn.panels, FORMATS[output.suffix]))
+    return (*drawn.notes, *material.notes)
