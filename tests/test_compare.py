@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from cpmi import Cost, StepRewards, Trajectory, read_rewards, write_records
+from cpmi.benchmarks.baselines import OUTCOME, OUTCOME_AND_POSITION
 from cpmi.cli import main
 from cpmi.combine import Rule, combine
-from cpmi.compare import OUTCOME, Comparison, compare, correlation_table, notes, table
+from cpmi.compare import Comparison, compare, correlation_table, notes, table
 from cpmi.errors import InputError
 from cpmi.grader import Grader
 from cpmi.labeling import LabelJob, OutcomeSettings, label
@@ -67,7 +68,7 @@ def test_costs_by_hand(folder: Path) -> None:
     """4 s against 100 s, and no token against 500: the Monte Carlo run is the one to refer to."""
     result = compared(folder, "good", "mc")
     assert (result.trajectories, result.baseline) == (4, "mc.jsonl")
-    good, mc, outcome = result.rows
+    good, mc, outcome, both = result.rows
     assert (good.name, good.source, good.rewarded, good.failed, good.missing) == ("good.jsonl", "cpmi", 4, 0, 0)
     assert good.cost == Cost(0, 40, 4.0)
     assert good.seconds_saved == pytest.approx(96.0)
@@ -75,6 +76,7 @@ def test_costs_by_hand(folder: Path) -> None:
     assert mc.cost == Cost(500, 4, 100.0)
     assert (mc.seconds_saved, mc.tokens_saved) == (0.0, 0.0)
     assert (outcome.name, outcome.cost) == (OUTCOME, None)
+    assert (both.name, both.source, both.cost) == (OUTCOME_AND_POSITION, "baseline", None)
 
 
 def test_quality_by_hand(folder: Path) -> None:
@@ -82,7 +84,7 @@ def test_quality_by_hand(folder: Path) -> None:
     result = compared(folder, "good", "mc")
     assert result.judged == 3
     assert result.threshold_protocol == "oracle"
-    good, mc, outcome = (row.quality for row in result.rows)
+    good, mc, outcome = (row.quality for row in result.rows[:3])
     assert good is not None
     assert mc is not None
     assert outcome is not None
@@ -98,7 +100,7 @@ def test_quality_by_hand(folder: Path) -> None:
 
 def test_the_order_and_the_baseline_are_as_asked_for(folder: Path) -> None:
     result = compared(folder, "mc", "good", baseline="good.jsonl")
-    assert [row.name for row in result.rows] == ["mc.jsonl", "good.jsonl", OUTCOME]
+    assert [row.name for row in result.rows] == ["mc.jsonl", "good.jsonl", OUTCOME, OUTCOME_AND_POSITION]
     assert result.rows[0].seconds_saved == pytest.approx(-2400.0)
     assert result.rows[0].tokens_saved is None  # against nothing
     with pytest.raises(InputError, match=r"unknown baseline 'god\.jsonl'; did you mean 'good\.jsonl'"):
@@ -342,7 +344,7 @@ def test_compare_from_the_command_line(cpmi: Any) -> None:
     assert (code, err) == (0, "")
     rows = [row.split("|")[1].strip() for row in out.splitlines() if row.startswith("|")]
     names = ["outcome", "cpmi", "both.jsonl", "mc.jsonl"]
-    assert rows == ["run", "---", *names, OUTCOME, "rank correlation", "---", *names[:-1]]
+    assert rows == ["run", "---", *names, OUTCOME, OUTCOME_AND_POSITION, "rank correlation", "---", *names[:-1]]
     code, out, _ = cpmi("compare", "outcome", "cpmi", "--json")
     parsed = json.loads(out)
     assert code == 0

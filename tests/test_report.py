@@ -18,8 +18,8 @@ import pytest
 
 import cpmi.report
 from cpmi import Cost, StepRewards, Trajectory, write_records
+from cpmi.benchmarks.baselines import OUTCOME, OUTCOME_AND_POSITION
 from cpmi.cli import main
-from cpmi.compare import OUTCOME
 from cpmi.errors import InputError
 from cpmi.grader import Grader
 from cpmi.metrics import Estimate
@@ -243,7 +243,7 @@ def test_a_verdict_is_made_from_the_numbers(folder: Path) -> None:
     )
     assert "Costs 1 s and no generated token a trajectory." in good.text
     assert mc.standing == "worse"
-    assert mc.words == "No more than the outcome"
+    assert mc.words == "No more than the baselines"
 
 
 @pytest.mark.parametrize(
@@ -257,10 +257,10 @@ def test_the_summary_has_every_run_and_the_baseline(folder: Path) -> None:
     comparison = material(folder, "good.jsonl", "mc.jsonl").comparison
     assert comparison is not None
     table = summary_table(comparison)
-    assert [row[0].text for row in table.rows] == ["good.jsonl", "mc.jsonl", OUTCOME]
+    assert [row[0].text for row in table.rows] == ["good.jsonl", "mc.jsonl", OUTCOME, OUTCOME_AND_POSITION]
     assert {len(row) for row in table.rows} == {len(table.columns)} == {sum(span for _, span in table.groups)}
     f1 = table.columns.index("first-error F1")
-    assert [row[f1].text for row in table.rows] == ["1.00", "0.00", "0.00"]
+    assert [row[f1].text for row in table.rows] == ["1.00", "0.00", "0.00", "0.00"]
     assert table.rows[0][table.columns.index("time saved")].text == "96.0 %"
 
 

@@ -6,6 +6,7 @@ rewarded (and that people annotated). How many those are is part of the answer.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cpmi.benchmarks.baselines import OUTCOME, OUTCOME_AND_POSITION, survival
+from cpmi.benchmarks.cases import Case
 from cpmi.decisions import FirstErrors
 from cpmi.errors import InputError, unknown_name
 from cpmi.export import trajectories_of
@@ -29,7 +32,7 @@ from cpmi.metrics import (
 from cpmi.protocols import FloatArray, IntArray
 from cpmi.records import Cost, StepRewards, Trajectory, rewards_by_id
 
-OUTCOME = "outcome (baseline)"
+Rewards = Mapping[str, FloatArray]  # by trajectory id
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,9 @@ class Row:
 
     Attributes:
         name: the run's folder or file.
-        source: the method that made its rewards.
+        source: the method that made its rewards; ``baseline`` for those that know nothing of steps.
         rewarded, failed, missing: of all trajectories compared: with rewards, with an error, without a line.
-        cost: over the trajectories that every run attempted; None for the outcome baseline, which costs nothing.
+        cost: over the trajectories that every run attempted; None for a baseline, which costs nothing.
         seconds_saved, tokens_saved: percent of the baseline run's seconds and generated tokens; None where that is 0.
     """
 
@@ -142,15 +145,14 @@ def compare(
         notes.append("no trajectory that every run rewarded has human step labels, so quality is not compared")
     if judged and len({by_id[i].first_error is None for i in judged}) == 1:
         notes.append("no first-error F1: it needs trajectories with an error and trajectories without one")
-    baseline_rewards = _outcome(by_id, judged, grader, notes)
-    qualities = _qualities(loaded, baseline_rewards, by_id, judged, base, count, seed)
+    trivial = _baselines(by_id, judged, grader, notes)
+    qualities = _qualities(loaded, trivial, by_id, judged, base, count, seed)
     everything = len({i for records in loaded.values() for i in records})
     rows = [
         _row(name, records, attempted, loaded[base], everything, qualities.get(name))
         for name, records in loaded.items()
     ]
-    if OUTCOME in qualities:
-        rows.append(Row(OUTCOME, "outcome", len(judged), 0, 0, None, quality=qualities[OUTCOME]))
+    rows += [Row(name, "baseline", len(judged), 0, 0, None, quality=qualities[name]) for name in trivial]
     return Comparison(
         tuple(rows),
         tuple(_correlations(loaded, rewarded)),
@@ -286,6 +288,22 @@ def _correlations(loaded: Mapping[str, Records], rewarded: Sequence[str]) -> Ite
 # --- quality --------------------------------------------------------------------------------------------------------
 
 
+def _baselines(
+    by_id: Mapping[str, Trajectory], judged: Sequence[str], grader: Grader, notes: list[str]
+) -> dict[str, Rewards]:
+    """Rewards that know nothing of steps, by name; see ``benchmarks.baselines``."""
+    known = _outcome(by_id, judged, grader, notes)
+    if not known:
+        return {}
+    if len({by_id[i].first_error is None for i in judged}) < 2:
+        return {OUTCOME: known}
+    if importlib.util.find_spec("sklearn") is None:
+        notes.append("no baseline outcome + position: it needs scikit-learn; run: pip install 'cpmi[eval]'")
+        return {OUTCOME: known}
+    curves = survival([Case(by_id[i], None) for i in judged], np.array([known[i][0] for i in judged]))
+    return {OUTCOME: known, OUTCOME_AND_POSITION: dict(zip(judged, curves, strict=True))}
+
+
 def _outcome(
     by_id: Mapping[str, Trajectory], judged: Sequence[str], grader: Grader, notes: list[str]
 ) -> dict[str, FloatArray]:
@@ -311,7 +329,7 @@ def _outcome(
 
 def _qualities(
     loaded: Mapping[str, Records],
-    baseline_rewards: Mapping[str, FloatArray],
+    trivial: Mapping[str, Rewards],
     by_id: Mapping[str, Trajectory],
     judged: Sequence[str],
     base: str,
@@ -320,9 +338,10 @@ def _qualities(
 ) -> dict[str, Quality]:
     if not judged:
         return {}
-    sources = {name: {i: np.array(records[i].rewards) for i in judged} for name, records in loaded.items()}
-    if baseline_rewards:
-        sources[OUTCOME] = dict(baseline_rewards)
+    sources: dict[str, Rewards] = {
+        name: {i: np.array(records[i].rewards) for i in judged} for name, records in loaded.items()
+    }
+    sources |= trivial
     labels = {i: _labels(by_id[i]) for i in judged}
     weights = resamples(len(judged), count, seed)
     figures = {}

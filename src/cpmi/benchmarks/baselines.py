@@ -23,6 +23,7 @@ from cpmi.records import Cost, Trajectory
 
 FOLDS = 10
 OUTCOME, OUTCOME_AND_POSITION = "outcome (baseline)", "outcome + position (baseline)"
+BASELINES = (OUTCOME, OUTCOME_AND_POSITION)
 
 
 def baselines(rewarded: Rewarded, grader: Grader) -> tuple[list[Rewarded], list[str]]:

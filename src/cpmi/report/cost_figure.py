@@ -9,7 +9,6 @@ from functools import partial
 
 from matplotlib.axes import Axes
 
-from cpmi.compare import OUTCOME
 from cpmi.metrics import Estimate
 from cpmi.report.drawing import FAINT, MARKERS, MUTED, Panel, legend_below, run_look, short
 from cpmi.report.material import Material
@@ -30,12 +29,11 @@ def cost_panel(material: Material) -> Panel | None:
     points = _points(material)
     if not points:
         return None
-    quality = material.quality(OUTCOME)
-    outcome = quality.first_error_f1 if quality else None
+    hurdle = material.hurdle()
     words = "; ".join(f"{p.name} {_f1(p.f1)} for {p.seconds:.3g} seconds" for p in points)
-    baseline = f" The outcome alone: {_f1(outcome)}." if outcome else ""
+    baseline = f" The better baseline: {_f1(hurdle)}." if hurdle.value is not None else ""
     label = f"First-error F1 against seconds per trajectory: {words}.{baseline}"
-    return Panel("", label, partial(_draw, points, outcome), lines=math.ceil((len(points) + 1) / _columns(points)))
+    return Panel("", label, partial(_draw, points, hurdle), lines=math.ceil((len(points) + 1) / _columns(points)))
 
 
 def _columns(points: Sequence[_Point]) -> int:
@@ -57,12 +55,12 @@ def _f1(f1: Estimate) -> str:
     return "not defined" if f1.value is None else f"{f1.value:.2f}{interval}"
 
 
-def _draw(points: Sequence[_Point], outcome: Estimate | None, ax: Axes) -> None:
+def _draw(points: Sequence[_Point], hurdle: Estimate, ax: Axes) -> None:
     zero = _zero(points)
-    if outcome is not None and outcome.value is not None:
-        if outcome.low is not None and outcome.high is not None:
-            ax.axhspan(outcome.low, outcome.high, color=FAINT, alpha=0.6, linewidth=0)
-        ax.axhline(outcome.value, color=MUTED, linewidth=1, label="outcome alone")
+    if hurdle.value is not None:
+        if hurdle.low is not None and hurdle.high is not None:
+            ax.axhspan(hurdle.low, hurdle.high, color=FAINT, alpha=0.6, linewidth=0)
+        ax.axhline(hurdle.value, color=MUTED, linewidth=1, label="better baseline")
     for point in points:
         _draw_point(ax, point, point.seconds or zero)
     ax.set_xscale("log")

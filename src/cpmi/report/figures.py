@@ -250,7 +250,7 @@ def _cost(material: Material) -> Chart:
     heading = "What quality costs"
     caption = (
         "First-error F1 with its 95 % interval (up), against the seconds that a trajectory took (right, each mark ten "
-        "times the one before). The shaded band is what knowing the outcome alone gives, for nothing."
+        "times the one before). The shaded band is what the better baseline gives, for nothing."
     )
     if (why := _why_no_labels(material, both=False)) is not None:
         return Chart("cost", heading, caption, (), (why,))

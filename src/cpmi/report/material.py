@@ -9,11 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from cpmi.compare import OUTCOME, Comparison, Quality, compare
+from cpmi.benchmarks.baselines import BASELINES, OUTCOME
+from cpmi.compare import Comparison, Quality, compare
 from cpmi.errors import InputError
 from cpmi.export import trajectories_of
 from cpmi.grader import Grader, Verdict, outcome
-from cpmi.metrics import JudgedTrajectory
+from cpmi.metrics import Estimate, JudgedTrajectory
 from cpmi.protocols import FloatArray
 from cpmi.records import StepRewards, Trajectory, rewards_by_id
 from cpmi.results import EvalResult, read_results
@@ -84,7 +85,7 @@ class Material:
     notes: tuple[str, ...] = ()
 
     def quality(self, name: str) -> Quality | None:
-        """A run's, or the outcome baseline's, agreement with people."""
+        """A run's, or a baseline's, agreement with people."""
         rows = self.comparison.rows if self.comparison else ()
         return next((row.quality for row in rows if row.name == name), None)
 
@@ -98,6 +99,11 @@ class Material:
         rewards = run.rewards(trajectory.id) if run else np.full(len(trajectory.steps), right)
         labels = [-1 if label is None else int(label) for label in trajectory.step_labels or ()]
         return JudgedTrajectory(np.zeros(0) if rewards is None else rewards, np.array(labels, dtype=np.int64))
+
+    def hurdle(self) -> Estimate:
+        """First-error F1 of the better of the baselines, which know nothing of steps; undefined if there is none."""
+        figures = [quality.first_error_f1 for name in BASELINES if (quality := self.quality(name)) is not None]
+        return max(figures, key=lambda figure: -1.0 if figure.value is None else figure.value, default=Estimate(None))
 
     @property
     def has_outcome_baseline(self) -> bool:
@@ -121,7 +127,7 @@ def load(
         return Material(results=results)
     by_id = trajectories_of(paths, trajectories)
     comparison = compare(paths, trajectories, grader=grader, count=count, seed=seed)
-    rows = [row for row in comparison.rows if row.name != OUTCOME]
+    rows = [row for row in comparison.rows if row.name not in BASELINES]
     runs = tuple(_run(row.name, row.source, path) for row, path in zip(rows, paths, strict=True))
     attempted = {i for run in runs for i in run.records}
     shown = tuple(trajectory for i, trajectory in by_id.items() if i in attempted)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from matplotlib.axes import Axes
 
-from cpmi.compare import OUTCOME
+from cpmi.benchmarks.baselines import OUTCOME
 from cpmi.report.curves import Thresholds, by_threshold, steps_of
 from cpmi.report.drawing import DASHES, MUTED, Panel, legend_below, run_look, short
 from cpmi.report.material import Material

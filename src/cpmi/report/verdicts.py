@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cpmi.compare import OUTCOME, Row
+from cpmi.benchmarks.baselines import OUTCOME, OUTCOME_AND_POSITION
+from cpmi.compare import Row
 from cpmi.metrics import Estimate
 from cpmi.report.material import Material, Run
 
 Standing = Literal["better", "unclear", "worse", "same", "unknown"]
 
 WORDS: dict[Standing, str] = {
-    "better": "Says more than the outcome",
-    "unclear": "Not clearly more than the outcome",
-    "worse": "No more than the outcome",
+    "better": "Says more than the baselines",
+    "unclear": "Not clearly more than the baselines",
+    "worse": "No more than the baselines",
     "same": "This is the outcome",
     "unknown": "Cannot be judged here",
 }
@@ -25,7 +26,7 @@ class Verdict:
     """What to think of a run.
 
     Attributes:
-        standing: ``better``: its F1 is above the outcome baseline's, and their intervals do not meet; ``unclear``:
+        standing: ``better``: its F1 is above the better baseline's, and their intervals do not meet; ``unclear``:
             above it, but they do; ``worse``: not above it; ``same``: it is that baseline, as a run; ``unknown``: there
             is nothing to compare.
         text: sentences.
@@ -51,25 +52,23 @@ def verdicts(material: Material) -> list[Verdict]:
 
 def _verdict(material: Material, run: Run, row: Row, trajectories: int) -> Verdict:
     f1 = row.quality.first_error_f1 if row.quality else Estimate(None)
-    baseline = material.quality(OUTCOME)
-    outcome = baseline.first_error_f1 if baseline else Estimate(None)
-    sentences = [_quality_sentence(material, row, f1, outcome), _sameness(run), _cost_sentence(row, trajectories)]
+    sentences = [_quality_sentence(material, row, f1), _sameness(run), _cost_sentence(row, trajectories)]
     if row.failed:
         sentences.append(f"{row.failed:,} of {row.failed + row.rewarded:,} attempts failed.")
-    standing = "same" if run.source == "outcome" else _standing(f1, outcome)
+    standing = "same" if run.source == "outcome" else _standing(f1, material.hurdle())
     return Verdict(run.name, standing, " ".join(filter(None, sentences)))
 
 
-def _standing(f1: Estimate, outcome: Estimate) -> Standing:
-    if f1.value is None or outcome.value is None:
+def _standing(f1: Estimate, hurdle: Estimate) -> Standing:
+    if f1.value is None or hurdle.value is None:
         return "unknown"
-    if f1.value <= outcome.value:
+    if f1.value <= hurdle.value:
         return "worse"
-    apart = f1.low is not None and outcome.high is not None and f1.low > outcome.high
+    apart = f1.low is not None and hurdle.high is not None and f1.low > hurdle.high
     return "better" if apart else "unclear"
 
 
-def _quality_sentence(material: Material, row: Row, f1: Estimate, outcome: Estimate) -> str:
+def _quality_sentence(material: Material, row: Row, f1: Estimate) -> str:
     if row.quality is None:
         return (
             "Whether it finds errors cannot be said: people annotated no trajectory that every run rewarded."
@@ -83,9 +82,12 @@ def _quality_sentence(material: Material, row: Row, f1: Estimate, outcome: Estim
         return f"Whether it finds errors cannot be said: {count} {kind} an error."
     judged = f"{len(material.judged):,} annotated trajectories"
     finds = f"Finds the first wrong step: F1 {figure(f1)} at its best threshold, on {judged}"
-    if outcome.value is None:
+    outcome, both = (material.quality(name) for name in (OUTCOME, OUTCOME_AND_POSITION))
+    if outcome is None:
         return f"{finds}; there is no outcome baseline to hold it against."
-    return f"{finds}; knowing only whether the answer is right gives {figure(outcome)}."
+    knowing = f"knowing only whether the answer is right gives {figure(outcome.first_error_f1)}"
+    number = f", and the step's number beside it {figure(both.first_error_f1)}" if both else ""
+    return f"{finds}; {knowing}{number}."
 
 
 def _sameness(run: Run) -> str:
