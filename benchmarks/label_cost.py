@@ -6,8 +6,8 @@ Each method is a ``cpmi label`` command, one after the other on an otherwise idl
 (those of the file whose ids have the smallest hashes, so that right and wrong solutions are mixed whatever their order)
 and the same model; ``cpmi compare`` makes the table. CPMI runs on Transformers, rollouts on vLLM (and, for the
 throughput of the two samplers, a few trajectories on Transformers). Killed, it goes on where it was: give the same
-folder. PAV and the binary search take over the rollouts they share with Monte Carlo, at what those cost. Seconds are
-those the engines and labelers report; loading a model is not in them.
+folder. Hard values, PAV and the binary search take over the rollouts they share with Monte Carlo, at what those cost.
+Seconds are those the engines and labelers report; loading a model is not in them.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def runs(options: argparse.Namespace) -> list[Run]:
         Run("cpmi-cues", ("--method", "cpmi", *hf, "--template-set", "cues", *every)),
         Run("cpmi-sampled", ("--method", "cpmi", *hf, "--negative-kinds", "sampled", *every)),
         Run("mc", ("--method", "mc", *rolled)),
+        Run("mc-hard", ("--method", "mc", "--value", "hard", *again)),
         Run("mc-binary", ("--method", "mc", "--rollout-search", "binary", *again)),
         Run("pav", ("--method", "pav", *again)),
     ]
