@@ -211,7 +211,8 @@ def test_the_same_tokenizer_as_with_transformers(model: VLLMModel, transformers:
     for text in ["The answer is: 4.5", "\n\nStep 2: é", " x"]:
         assert model.encode(text) == transformers.encode(text)
     assert model.dialog("What is 2 + 2?", "It") == transformers.dialog("What is 2 + 2?", "It")
-    assert model.describe() == transformers.describe() | {"model": f"vllm:{MODEL}"}
+    own = {"model": f"vllm:{MODEL}", "options": {"max_model_len": CONTEXT}}  # of OPTIONS, what changes what it says
+    assert model.describe() == transformers.describe() | own
 
 
 @needs_vllm
