@@ -12,10 +12,13 @@ import pytest
 
 from cpmi import Cost, StepRewards, Trajectory, read_rewards, write_records
 from cpmi.benchmarks.baselines import OUTCOME, OUTCOME_AND_POSITION
+from cpmi.benchmarks.cases import Settings
+from cpmi.benchmarks.thresholds import Protocol
 from cpmi.cli import main
 from cpmi.combine import Rule, combine
 from cpmi.compare import Comparison, compare, correlation_table, notes, table
 from cpmi.errors import InputError
+from cpmi.evaluate import evaluate
 from cpmi.grader import Grader
 from cpmi.labeling import LabelJob, OutcomeSettings, label
 
@@ -156,6 +159,27 @@ def test_a_solution_without_an_answer_is_wrong_for_the_outcome_baseline(folder: 
     write_records(folder / "t.jsonl", [*changed, TRAJECTORIES[3]])
     result = compared(folder, "good")
     assert "outcome baseline: 1 without an answer and 0 undecided count as wrong" in result.notes
+
+
+def test_the_baselines_are_those_of_evaluate(folder: Path) -> None:
+    """Also where the data, not a gold answer, say whether a solution is right."""
+    told = [
+        Trajectory(
+            t.question, t.steps, None, None, t.step_labels, {"final_answer_correct": str(t.first_error is None)}, t.id
+        )
+        for t in TRAJECTORIES
+    ]
+    write_records(folder / "t.jsonl", told)
+    rows = {row.name: row.quality for row in compared(folder, "good", "mc", count=20).rows}
+    settings = Settings(Protocol.parse("oracle"), 20)
+    with Grader() as grader:
+        results = evaluate("steps", folder / "good.jsonl", folder / "t.jsonl", settings, grader=grader)
+    for name in (OUTCOME, OUTCOME_AND_POSITION):
+        quality = rows[name]
+        assert quality is not None
+        (found,) = (each for each in results if each.source == name)
+        assert quality.first_error_f1.value == found.metrics["first_error_f1"].value
+        assert quality.roc_auc.value == pytest.approx(found.metrics["roc_auc"].value)
 
 
 def test_intervals_are_seeded(folder: Path) -> None:

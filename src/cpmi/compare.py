@@ -6,7 +6,6 @@ rewarded (and that people annotated). How many those are is part of the answer.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cpmi.benchmarks.baselines import OUTCOME, OUTCOME_AND_POSITION, survival
-from cpmi.benchmarks.cases import Case
+from cpmi.benchmarks.baselines import baselines
+from cpmi.benchmarks.cases import Case, Rewarded
 from cpmi.decisions import FirstErrors
 from cpmi.errors import InputError, unknown_name
 from cpmi.export import trajectories_of
-from cpmi.grader import Grader, Verdict, outcome
+from cpmi.grader import Grader
 from cpmi.metrics import (
     Estimate,
     JudgedTrajectory,
@@ -292,39 +291,15 @@ def _baselines(
     by_id: Mapping[str, Trajectory], judged: Sequence[str], grader: Grader, notes: list[str]
 ) -> dict[str, Rewards]:
     """Rewards that know nothing of steps, by name; see ``benchmarks.baselines``."""
-    known = _outcome(by_id, judged, grader, notes)
-    if not known:
+    if not judged:
         return {}
-    if len({by_id[i].first_error is None for i in judged}) < 2:
-        return {OUTCOME: known}
-    if importlib.util.find_spec("sklearn") is None:
-        notes.append("no baseline outcome + position: it needs scikit-learn; run: pip install 'cpmi[eval]'")
-        return {OUTCOME: known}
-    curves = survival([Case(by_id[i], None) for i in judged], np.array([known[i][0] for i in judged]))
-    return {OUTCOME: known, OUTCOME_AND_POSITION: dict(zip(judged, curves, strict=True))}
-
-
-def _outcome(
-    by_id: Mapping[str, Trajectory], judged: Sequence[str], grader: Grader, notes: list[str]
-) -> dict[str, FloatArray]:
-    """The trivial baseline's rewards: is the final answer right, copied to every step.
-
-    A solution without an answer counts as wrong, and so does one that the grader cannot decide on; both are counted in
-    the notes. Where gold answers are missing there is no such baseline.
-    """
-    if any(by_id[i].gold_answer is None for i in judged):
-        notes.append("no outcome baseline: there are trajectories without a gold answer")
-        return {}
-    rewards, unanswered, undecided = {}, 0, 0
-    for i in judged:
-        trajectory = by_id[i]
-        verdict = outcome(trajectory, grader)
-        unanswered += verdict is None
-        undecided += verdict is Verdict.UNDECIDED
-        rewards[i] = np.full(len(trajectory.steps), float(verdict is Verdict.SAME))
-    if unanswered or undecided:
-        notes.append(f"outcome baseline: {unanswered} without an answer and {undecided} undecided count as wrong")
-    return rewards
+    cases = tuple(Case(by_id[i], np.zeros(len(by_id[i].steps))) for i in judged)
+    made, said = baselines(Rewarded("", cases), grader)
+    notes += said
+    return {
+        each.source: {case.trajectory.id: case.rewards for case in each.cases if case.rewards is not None}
+        for each in made
+    }
 
 
 def _qualities(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,36 +26,45 @@ FOLDS = 10
 OUTCOME, OUTCOME_AND_POSITION = "outcome (baseline)", "outcome + position (baseline)"
 BASELINES = (OUTCOME, OUTCOME_AND_POSITION)
 
+Known = Literal["right", "wrong", "unanswered", "undecided", "unknown"]
+_TOLD: dict[str, Known] = {"true": "right", "false": "wrong"}
+
 
 def baselines(rewarded: Rewarded, grader: Grader) -> tuple[list[Rewarded], list[str]]:
-    """Both baselines over the very trajectories that have rewards, and why one is missing.
+    """Both baselines over the very trajectories that have rewards, and what a reader must know of them.
 
-    Raises:
-        InputError: scikit-learn, which fits the second, is not installed.
+    A solution whose outcome nobody can tell (it states no answer, or the grader cannot decide) counts as wrong.
     """
-    right = {case.trajectory.id: _is_right(case.trajectory, grader) for case in rewarded.cases}
-    unknown = sum(value is None for value in right.values())
-    if unknown:
+    found = [known_outcome(case.trajectory, grader) for case in rewarded.cases]
+    if unknown := found.count("unknown"):
         return [], [f"no baselines: whether the final answer is right is not known for {unknown} trajectories"]
-    outcomes = np.array([float(bool(right[case.trajectory.id])) for case in rewarded.cases])
+    notes = []
+    unanswered, undecided = found.count("unanswered"), found.count("undecided")
+    if unanswered or undecided:
+        notes.append(f"outcome baseline: {unanswered} without an answer and {undecided} undecided count as wrong")
+    outcomes = np.array([float(verdict == "right") for verdict in found])
     copied = [np.full(len(case.trajectory.steps), value) for case, value in zip(rewarded.cases, outcomes, strict=True)]
     made = [_rewarded(OUTCOME, rewarded, copied)]
-    notes = []
-    if {case.trajectory.first_error is None for case in rewarded.cases} == {True, False}:
-        made.append(_rewarded(OUTCOME_AND_POSITION, rewarded, survival(rewarded.cases, outcomes)))
-    else:
+    if {case.trajectory.first_error is None for case in rewarded.cases} != {True, False}:
         notes.append("no baseline outcome + position: it is fitted to trajectories with an error and without one")
+    elif importlib.util.find_spec("sklearn") is None:
+        notes.append("no baseline outcome + position: it needs scikit-learn; run: pip install 'cpmi[eval]'")
+    else:
+        made.append(_rewarded(OUTCOME_AND_POSITION, rewarded, survival(rewarded.cases, outcomes)))
     return made, notes
 
 
-def _is_right(trajectory: Trajectory, grader: Grader) -> bool | None:
-    """By the grader, where it has a verdict; else what the data say; else a solution without an answer is wrong."""
-    known = trajectory.gold_answer is not None
-    verdict = outcome(trajectory, grader) if known else None
-    if verdict in (Verdict.SAME, Verdict.DIFFERENT):
-        return verdict is Verdict.SAME
-    told = {"true": True, "false": False}.get(trajectory.tags.get("final_answer_correct", "").lower())
-    return False if told is None and known else told
+def known_outcome(trajectory: Trajectory, grader: Grader) -> Known:
+    """By the grader, where it has a verdict; else what the data say."""
+    verdict = None
+    if trajectory.gold_answer is not None:
+        verdict = outcome(trajectory, grader)
+        if verdict in (Verdict.SAME, Verdict.DIFFERENT):
+            return "right" if verdict is Verdict.SAME else "wrong"
+    told: Known | None = _TOLD.get(trajectory.tags.get("final_answer_correct", "").lower())
+    if told is not None or trajectory.gold_answer is None:
+        return told or "unknown"
+    return "unanswered" if verdict is None else "undecided"
 
 
 def _rewarded(name: str, like: Rewarded, rewards: Sequence[FloatArray]) -> Rewarded:

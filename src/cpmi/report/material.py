@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from cpmi.benchmarks.baselines import BASELINES, OUTCOME
+from cpmi.benchmarks.baselines import BASELINES, OUTCOME, known_outcome
 from cpmi.compare import Comparison, Quality, compare
 from cpmi.errors import InputError
 from cpmi.export import trajectories_of
-from cpmi.grader import Grader, Verdict, outcome
+from cpmi.grader import Grader
 from cpmi.metrics import Estimate, JudgedTrajectory
 from cpmi.protocols import FloatArray
 from cpmi.records import StepRewards, Trajectory, rewards_by_id
@@ -174,11 +174,11 @@ def _annotated(trajectory: Trajectory) -> bool:
 
 
 def _outcome(trajectory: Trajectory, grader: Grader) -> Outcome:
-    """As ``compare`` has it (no answer is wrong), but what the grader cannot decide is unknown."""
-    if trajectory.gold_answer is None:
+    """As the baselines have it (no answer is wrong), but what the grader cannot decide is unknown."""
+    known = known_outcome(trajectory, grader)
+    if known in ("undecided", "unknown"):
         return "unknown"
-    verdicts: dict[Verdict | None, Outcome] = {Verdict.SAME: "right", Verdict.DIFFERENT: "wrong", None: "wrong"}
-    return verdicts.get(outcome(trajectory, grader), "unknown")
+    return "right" if known == "right" else "wrong"
 
 
 def _unfinished(paths: Sequence[Path]) -> list[str]:
