@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cpmi.records import StepRewards, Trajectory
 
@@ -82,6 +82,57 @@ def _rates(progress: Progress, seconds: float) -> str:
     failed = f", {progress.failed} failed" if progress.failed else ""
     speed = f"{here / seconds:.2f} trajectories/s, {tokens / seconds:,.0f} tokens/s, {_duration(left)} left{failed}"
     return f"{rollouts}, {speed}" if rollouts else speed
+
+
+@contextmanager
+def training_display(*, shown: bool = True) -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]]:
+    """How far a training is: a bar on a terminal's standard error, a line every ten seconds elsewhere.
+
+    Args:
+        shown: False where another process of the same training shows it.
+    """
+    if not shown:
+        yield lambda *_: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            tasks: dict[str, Any] = {}
+
+            def update(phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+                task = tasks.get(phase)
+                if task is None:
+                    task = tasks[phase] = bar.add_task(phase, total=total, figures="")
+                bar.update(task, completed=done, total=total, figures=_figures(figures))
+
+            yield update
+    else:
+        last = time.monotonic()
+
+        def line(phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= _SECONDS_BETWEEN_LINES:
+                last = now
+                print(f"{phase}: {done}/{total}, {_figures(figures)}", file=sys.stderr, flush=True)  # noqa: T201
+
+        yield line
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    names = {"loss": "loss", "eval_loss": "held-out loss"}
+    shown = [f"{name} {figures[key]:.4f}" for key, name in names.items() if key in figures]
+    if "tokens" in figures:
+        shown.append(f"{figures['tokens']:,.0f} tokens")
+    return ", ".join(shown)
 
 
 def _duration(seconds: float) -> str:

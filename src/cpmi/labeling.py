@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpmi.errors import InputError
+from cpmi.errors import InputError, require
 from cpmi.grader import Grader
 from cpmi.labelers.cpmi import CPMI, CPMISettings
 from cpmi.labelers.monte_carlo import MonteCarlo, MonteCarloSettings
@@ -32,7 +32,14 @@ class OutcomeSettings:
     """An outcome label has no settings."""
 
 
-MethodSettings = CPMISettings | MonteCarloSettings | PAVSettings | OutcomeSettings
+@dataclass(frozen=True, slots=True)
+class PRMSettings:
+    """Of a trained reward model: how one that was trained elsewhere is read, see ``cpmi.prm.families``."""
+
+    family: str | None = None
+
+
+MethodSettings = CPMISettings | MonteCarloSettings | PAVSettings | OutcomeSettings | PRMSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +47,14 @@ class LabelJob:
     """What to label, how, and where to put it.
 
     Attributes:
-        model: the labeling model or the policy; outcome labels need none.
+        model: the labeling model, the policy, or the reward model; outcome labels need none.
         settings: of the method, and which method it is.
         prover: for ``PAVSettings`` whose prover is another model.
         rollouts_from: a run of the same policy over the same trajectories, whose rollouts are taken instead of sampled.
         limit: only the first so many trajectories of the file; the run can go on later with more.
         batch_size: trajectories handed to the engine at a time, and then written; None: what suits method and engine.
         retry_errors: try trajectories again that ended in an error.
+        features: of a reward model with a frozen decoder: a folder to take its states from and to keep them in.
     """
 
     trajectories: Path
@@ -59,6 +67,7 @@ class LabelJob:
     limit: int | None = None
     batch_size: int | None = None
     retry_errors: bool = False
+    features: Path | None = None
 
     @property
     def method(self) -> str:
@@ -72,6 +81,8 @@ class LabelJob:
         """
         if self.batch_size is not None:
             return self.batch_size
+        if isinstance(self.settings, PRMSettings):
+            return 64  # cheap to lose, and alike lengths find each other
         remote = self.model is not None and self.model.name.startswith(("vllm:", "openai:"))
         return 64 if remote and METHODS[self.method].rolls_out else 8
 
@@ -207,6 +218,7 @@ class _Tools:
     rollouts: RolloutFile
     engine: Engine | None
     prover: Engine | None
+    opened: ExitStack
 
     def model(self) -> Engine:
         if self.engine is None:
@@ -223,7 +235,15 @@ def _open_tools(job: LabelJob, scan: InputScan, opened: ExitStack, watch: _Watch
         return model
 
     grader = opened.enter_context(Grader(workers=GRADING_THREADS if METHODS[job.method].rolls_out else 1))
-    return _Tools(scan, grader, RolloutFile(watch.rollouts), engine(job.model), engine(job.prover))
+    scores_itself = isinstance(job.settings, PRMSettings)
+    return _Tools(
+        scan,
+        grader,
+        RolloutFile(watch.rollouts),
+        None if scores_itself else engine(job.model),
+        engine(job.prover),
+        opened,
+    )
 
 
 def _cpmi(job: LabelJob, tools: _Tools) -> StepRewarder:
@@ -248,6 +268,21 @@ def _outcome(job: LabelJob, tools: _Tools) -> StepRewarder:
     return Outcome(grader=tools.grader)
 
 
+def _prm(job: LabelJob, tools: _Tools) -> StepRewarder:
+    require("torch", "hf")
+    from cpmi.prm.checkpoint import open_checkpoint
+    from cpmi.prm.features import FeatureCache
+    from cpmi.prm.model import PRM
+
+    assert isinstance(job.settings, PRMSettings)  # noqa: S101
+    if job.model is None:
+        raise InputError("name a reward model")
+    cache = None if job.features is None else FeatureCache(job.features)
+    prm = PRM(open_checkpoint(job.model, job.settings.family), job.model, cache=cache)
+    tools.opened.callback(prm.close)
+    return prm
+
+
 @dataclass(frozen=True, slots=True)
 class _Method:
     settings: type
@@ -260,4 +295,5 @@ METHODS: dict[str, _Method] = {
     "mc": _Method(MonteCarloSettings, _mc, rolls_out=True),
     "pav": _Method(PAVSettings, _pav, rolls_out=True),
     "outcome": _Method(OutcomeSettings, _outcome),
+    "prm": _Method(PRMSettings, _prm),
 }

@@ -18,7 +18,20 @@ import numpy as np
 from cpmi.errors import InputError
 from cpmi.export import labeled_trajectories, refuse_overwriting, trajectory_of
 from cpmi.normalizers import FittedMap, Sample, TargetSettings, fit
-from cpmi.records import JSON, Column, StepRewards, Trajectory, rewards_by_id, write_rows, write_whole
+from cpmi.records import (
+    JSON,
+    Column,
+    StepRewards,
+    Trajectory,
+    read_trajectories,
+    rewards_by_id,
+    write_rows,
+    write_whole,
+)
+
+_COLUMNS: dict[str, Column] = {
+    "id": "text", "question": "text", "steps": "texts", "targets": "numbers", "rewards": "numbers", "source": "text",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +90,48 @@ def write_targets(
     rows = list(_rows(able, fitted))
     if not rows:
         raise InputError("every trajectory has an outlier, so that none is left; use clip, or a larger bound")
-    columns: dict[str, Column] = {
-        "id": "text", "question": "text", "steps": "texts", "targets": "numbers", "rewards": "numbers",
-        "source": "text",
-    }  # fmt: skip
-    write_rows(output, rows, columns)
+    write_rows(output, rows, _COLUMNS)
     _write_maps(maps_path(output), list(fitted.values()))
     report_maps = tuple(fitted.values())
     return TargetReport(output, len(rows), len(rewarded) - len(able), len(able) - len(rows), report_maps)
+
+
+HUMAN = "human"
+
+
+def write_label_targets(files: Sequence[Path], output: Path) -> TargetReport:
+    """Write human step labels as targets: 1 for a right step, 0 for a wrong one, null where nobody judged.
+
+    Args:
+        files: of trajectories; those without any label are left out, and counted as ``failed``.
+
+    Raises:
+        InputError: no trajectory with a label, or an id that occurs twice.
+        CpmiError: the file cannot be written.
+    """
+    refuse_overwriting(output, (), *files)
+    rows: dict[str, dict[str, JSON]] = {}
+    without = 0
+    for trajectory in (trajectory for file in files for trajectory in read_trajectories(file)):
+        labels = trajectory.step_labels or ()
+        if trajectory.id in rows:
+            raise InputError(f"the id {trajectory.id!r} is in two of the files; name each once")
+        if all(label is None for label in labels):
+            without += 1
+            continue
+        numbers: list[JSON] = [None if label is None else float(label) for label in labels]
+        rows[trajectory.id] = {
+            "id": trajectory.id,
+            "question": trajectory.question,
+            "steps": list(trajectory.steps),
+            "targets": numbers,
+            "rewards": numbers,
+            "source": HUMAN,
+        }
+    if not rows:
+        raise InputError("there is no trajectory with step labels")
+    write_rows(output, rows.values(), _COLUMNS)
+    return TargetReport(output, len(rows), without, 0, ())
 
 
 def _rewarded(run: Path, trajectories: Path | None) -> Iterator[tuple[StepRewards, Trajectory]]:

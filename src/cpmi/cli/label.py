@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cpmi.cli.app import Json, app, print_json
-from cpmi.errors import CpmiError, InputError
+from cpmi.cli.app import Json, app
+from cpmi.cli.running import run_job
+from cpmi.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from cpmi.labeling import MethodSettings
-    from cpmi.runs import Progress
 
 # The same names as in the modules that use them, which are not imported here: they load numpy.
 Method = Literal["cpmi", "mc", "pav", "outcome"]
@@ -130,14 +127,12 @@ def label(
     as_json: Json = False,
 ) -> None:
     """Give every step of every trajectory a reward; run it again to go on where it stopped."""
-    from cpmi.display import progress_display
     from cpmi.labelers.cpmi import CPMISettings
     from cpmi.labelers.monte_carlo import MonteCarloSettings
     from cpmi.labelers.negatives import NegativeSettings
     from cpmi.labelers.pav import PAVSettings
     from cpmi.labelers.rollouts import RolloutSettings
     from cpmi.labeling import LabelJob, OutcomeSettings
-    from cpmi.labeling import label as run_job
     from cpmi.models import ModelSettings
     from cpmi.prompts import load_templates
     from cpmi.protocols import SamplingParams, Truncation
@@ -178,17 +173,7 @@ def label(
         ModelSettings(prover, dtype, device, batch_tokens, _options(prover_option)) if needs_prover else None,
         rollouts_from, Shard.parse(shard), limit, batch_size, retry_errors,
     )  # fmt: skip
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with progress_display("labeling") as update:
-            progress = run_job(job, update)
-    except KeyboardInterrupt:
-        kept = f"; {output} keeps what is labeled, and the same command goes on there" if output.exists() else ""
-        typer.echo(f"\nstopped{kept}", err=True)
-        raise typer.Exit(130) from None
-    _print_summary(progress, output, as_json=as_json)
-    if progress.done and progress.failed + progress.failed_before == progress.done:
-        raise CpmiError("no trajectory could be labeled")
+    run_job(job, "labeling", "labeled", as_json=as_json)
 
 
 def _refuse_options_of_other_methods(ctx: typer.Context, method: Method) -> None:
@@ -221,22 +206,3 @@ def _options(given: list[str] | None) -> dict[str, Any]:
         except ValueError:
             options[name] = text
     return options
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    del number, frame
-    raise KeyboardInterrupt
-
-
-def _print_summary(progress: Progress, output: Path, *, as_json: bool) -> None:
-    if as_json:
-        counts = {name: getattr(progress, name) for name in ("total", "before", "failed_before", "rewarded", "failed")}
-        print_json(counts | {"errors": progress.errors, "cost": asdict(progress.cost), "output": str(output)})
-        return
-    labeled = f"{progress.rewarded} labeled, {progress.failed} failed"
-    before = f", {progress.before} already there" if progress.before else ""
-    if progress.failed_before:
-        before += f" ({progress.failed_before} of them failed; --retry-errors tries those again)"
-    typer.echo(f"{labeled}{before} of {progress.total} -> {output}")
-    for error, count in progress.errors.most_common(5):
-        typer.echo(f"  failed, {count}: {error}")

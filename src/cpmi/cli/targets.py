@@ -29,6 +29,10 @@ def targets(
         str, typer.Option(help="keep; clip or drop (beyond the quantiles 0.01, 0.99); clip:60, drop:60 (beyond |60|).")
     ] = "keep",
     maps: Annotated[Path | None, typer.Option(help="Apply the maps in this file instead of fitting any.")] = None,
+    from_labels: Annotated[
+        bool,
+        typer.Option("--from-labels", help="The files hold trajectories with human step labels: 1 right, 0 wrong."),
+    ] = False,
     trajectories: Trajectories = None,
     as_json: Json = False,
 ) -> None:
@@ -36,12 +40,28 @@ def targets(
     from dataclasses import asdict
 
     from cpmi.normalizers import Outliers, TargetSettings
-    from cpmi.targets import maps_path, write_targets
+    from cpmi.targets import maps_path, write_label_targets, write_targets
 
-    if maps is not None:
-        for name in ("normalizer", "temperature", "at", "outliers"):
+    def refuse(names: tuple[str, ...], option: str, why: str) -> None:
+        for name in names:
             if (source := ctx.get_parameter_source(name)) is not None and source.name == "COMMANDLINE":
-                raise InputError(f"--{name} and --maps: fitted maps are applied as they are; leave one of the two out")
+                raise InputError(f"--{name} and {option}: {why}; leave one of the two out")
+
+    fitting = ("normalizer", "temperature", "at", "outliers")
+    if from_labels:
+        refuse((*fitting, "maps", "trajectories"), "--from-labels", "human labels are targets as they are")
+        written = write_label_targets(runs, output)
+        if as_json:
+            print_json(asdict(written) | {"output": str(output)})
+            return
+        typer.echo(
+            f"{written.rows} trajectories"
+            + (f", {written.failed} without labels" if written.failed else "")
+            + f" -> {output}"
+        )
+        return
+    if maps is not None:
+        refuse(fitting, "--maps", "fitted maps are applied as they are")
     note_missing_parts(*runs)
     settings = TargetSettings(normalizer, temperature, at, Outliers.parse(outliers))
     report = write_targets(runs, output, settings, trajectories=trajectories, maps=maps)

@@ -45,7 +45,7 @@ def open_model(settings: ModelSettings) -> Engine:
     """
     kind, _, rest = settings.name.partition(":")
     if settings.name == EMBEDDED_MODEL:
-        kind, rest = "hf", str(embedded_weights())
+        kind, rest = "hf", hub_name(settings.name)
     if kind == "toy":
         from cpmi.models.toy import ToyModel
 
@@ -66,6 +66,15 @@ def open_model(settings: ModelSettings) -> Engine:
         f"model {settings.name!r} is not one that can be opened; use hf:PATH_OR_HUB_ID, vllm:PATH_OR_HUB_ID, "
         f"openai:URL#MODEL, {EMBEDDED_MODEL} (the small embedded model) or toy: (for tests)"
     )
+
+
+def hub_name(name: str) -> str:
+    """The folder, hub id or GGUF file that a name of a Transformers model stands for (with or without ``hf:``).
+
+    Raises:
+        InputError: the embedded model is asked for and not installed.
+    """
+    return str(embedded_weights()) if name == EMBEDDED_MODEL else name.removeprefix("hf:")
 
 
 def embedded_weights() -> Path:

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,50 @@ def load_hf(source: str, settings: ModelSettings) -> HFModel:
         InputError: Transformers is not installed, there is no such model, it is no causal language model, or the
             device or dtype is not to be had.
     """
+    loaded = load_pretrained("AutoModelForCausalLM", source, settings)
+    from cpmi.models.hf import HFModel
+
+    if missing := loaded.missing:
+        raise InputError(f"model hf:{source} is no causal language model: it has no weights {', '.join(missing[:3])}")
+    return HFModel(
+        loaded.model,
+        loaded.tokenizer,
+        name=settings.name,
+        revision=loaded.revision,
+        batch_tokens=settings.batch_tokens,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What ``load_pretrained`` found.
+
+    Attributes:
+        missing: names of weights that the files do not have, and that now hold random numbers.
+        revision: the hub's commit, or a fingerprint of local files.
+    """
+
+    model: Any
+    tokenizer: Any
+    missing: tuple[str, ...]
+    revision: str | None
+
+
+def load_pretrained(auto_class: str, source: str, settings: ModelSettings, **config: Any) -> Loaded:
+    """A model and its tokenizer, by one of Transformers' ``Auto`` classes, on the device.
+
+    Args:
+        source: a folder, a hub id, or a GGUF file.
+        config: fields of the model's configuration to change.
+
+    Raises:
+        InputError: Transformers is not installed, there is no such model, it does not load or does not fit its
+            configuration, or the device or dtype is not to be had.
+    """
     torch = require("torch", "hf")
     require("accelerate", "hf")
     transformers = require("transformers", "hf")
     from safetensors import SafetensorError
-
-    from cpmi.models.hf import HFModel
 
     if settings.dtype not in _DTYPES:
         raise InputError(f"dtype {settings.dtype!r} is unknown; use one of {', '.join(_DTYPES)}")
@@ -44,32 +83,22 @@ def load_hf(source: str, settings: ModelSettings) -> HFModel:
     # Otherwise a model with code of its own would ask on the terminal whether to run it, and a run would wait.
     options["trust_remote_code"] = False
     try:
-        with _quiet(transformers.utils.logging):
+        with quiet(transformers.utils.logging):
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 where, **_only(options, "gguf_file", "trust_remote_code")
             )
-            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-                where, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            model, loading = getattr(transformers, auto_class).from_pretrained(
+                where, output_loading_info=True, ignore_mismatched_sizes=True, **options, **config
             )
             model.to(device)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"model hf:{source} cannot be loaded: {_one_line(error)}") from error
-    _check_complete(source, loading)
-    return HFModel(
-        model,
-        tokenizer,
-        name=settings.name,
-        revision=getattr(model.config, "_commit_hash", None) or fingerprint(Path(source).expanduser()),
-        batch_tokens=settings.batch_tokens,
-    )
-
-
-def _check_complete(source: str, loading: dict[str, Any]) -> None:
-    """Transformers fills what is missing with random numbers: the head of a reward model, which has none for words."""
+        raise InputError(f"model {settings.name} cannot be loaded: {_one_line(error)}") from error
     if mismatched := sorted(key for key, *_ in loading["mismatched_keys"]):
-        raise InputError(f"model hf:{source}: its config.json does not fit its weights ({', '.join(mismatched[:3])})")
-    if missing := sorted(loading["missing_keys"]):
-        raise InputError(f"model hf:{source} is no causal language model: it has no weights {', '.join(missing[:3])}")
+        raise InputError(
+            f"model {settings.name}: its config.json does not fit its weights ({', '.join(mismatched[:3])})"
+        )
+    revision = getattr(model.config, "_commit_hash", None) or fingerprint(Path(source).expanduser())
+    return Loaded(model, tokenizer, tuple(sorted(loading["missing_keys"])), revision)
 
 
 def _one_line(error: BaseException) -> str:
@@ -109,7 +138,7 @@ def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet(bars: Any) -> Iterator[None]:
+def quiet(bars: Any) -> Iterator[None]:
     """No table of missing weights (an error says it in one line), and progress bars only where somebody watches."""
     reports = logging.getLogger("transformers.modeling_utils")
     hide_bars = not sys.stderr.isatty() and bars.is_progress_bar_enabled()

@@ -42,10 +42,33 @@ class SegmentTokenizer:
         """
         if not getattr(self._tokenizer, "chat_template", None):
             raise InputError("this model has no chat template; use plain prompts")
-        asked = [{"role": "user", "content": request}]
-        text: str = self._tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        text: str = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": request}], tokenize=False, add_generation_prompt=True
+        )
         opening = self._tokenizer.decode(self.prefix)
         return text.removeprefix(opening) + reply
+
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> str:
+        """The whole text, with the tokens that open it, of a conversation up to where the model is to speak.
+
+        Args:
+            turns: of (role, content).
+
+        Raises:
+            InputError: the tokenizer has no chat template.
+        """
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise InputError("this model has no chat template, which its way of scoring steps needs")
+        said = [{"role": role, "content": content} for role, content in turns]
+        text: str = self._tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        return text
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of tokens that continue a sequence, special ones too."""
+        before, after = (
+            self._tokenizer.decode([*self._anchor, *more], clean_up_tokenization_spaces=False) for more in ((), ids)
+        )
+        return str(after[len(before) :])
 
     def pad_token(self) -> int:
         """A token to fill up with; what it is does not matter, so that a tokenizer without one will do."""

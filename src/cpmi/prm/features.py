@@ -1,0 +1,137 @@
+"""States of a frozen decoder on disk: computed once, then many heads are trained, and many benchmarks scored, on them.
+
+A folder holds
+
+    manifest.json             whose states these are: the decoder's revision and dtype
+    states-*.safetensors      one tensor (steps, H) each; its metadata says whose rows are where
+
+A file appears under its name only when it is whole, so a killed process loses at most what it had not written yet.
+Several processes may write into one folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cpmi.errors import InputError
+from cpmi.prm.encode import Encoded
+from cpmi.prm.states import StateReader, StepStates
+from cpmi.records import JSON, write_whole
+
+FORMAT = 1
+_AT_A_TIME = 256  # trajectories in a file: what a kill may cost
+
+
+class FeatureCache:
+    """States by the tokens that they were computed from."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a folder, or begin one; what is in it is looked up, not loaded.
+
+        Raises:
+            InputError: something else is there.
+        """
+        self._folder = folder
+        self._places: dict[str, tuple[Path, int, int]] = {}
+        if (
+            folder.exists()
+            and not (folder / "manifest.json").exists()
+            and (not folder.is_dir() or any(folder.iterdir()))
+        ):
+            raise InputError(f"{folder} holds no cached features; choose another --features")
+        for file in sorted(folder.glob("states-*.safetensors")):
+            self._index(file)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def require(self, revision: str | None, dtype: str) -> None:
+        """Make sure that the states are those of this decoder.
+
+        Raises:
+            InputError: they are another's.
+        """
+        file = self._folder / "manifest.json"
+        here: dict[str, JSON] = {"format": FORMAT, "decoder": revision, "dtype": dtype}
+        if file.exists():
+            there = json.loads(file.read_text(encoding="utf-8"))
+            if there != here:
+                raise InputError(f"{self._folder} holds features of another decoder ({there}; here {here})")
+        else:
+            write_whole(file, (json.dumps(here) + "\n").encode())
+
+    def states(
+        self,
+        encoded: Sequence[Encoded],
+        reader: StateReader,
+        on_done: Callable[[StepStates], None] = lambda _: None,
+    ) -> list[StepStates]:
+        """The states of each trajectory, in order: from disk, else computed and put there.
+
+        Args:
+            on_done: called with each as it is computed.
+        """
+        keys = [_key(each) for each in encoded]
+        missing = [index for index, key in enumerate(keys) if key not in self._places]
+        errors: dict[int, StepStates] = {}
+        computed: dict[int, StepStates] = {}
+
+        def keep(place: int, found: StepStates) -> None:
+            index = missing[place]
+            (errors if found.states is None else computed)[index] = found
+            on_done(found)
+            if len(waiting := [i for i in computed if keys[i] not in self._places]) >= _AT_A_TIME:
+                self._write([(keys[i], computed[i].states) for i in waiting])
+
+        reader.read([encoded[index] for index in missing], keep)
+        self._write([(keys[i], found.states) for i, found in computed.items() if keys[i] not in self._places])
+        opened: dict[Path, Tensor] = {}
+        return [
+            errors.get(index) or computed.get(index) or StepStates(self._read(key, opened))
+            for index, key in enumerate(keys)
+        ]
+
+    def _read(self, key: str, opened: dict[Path, Tensor]) -> Tensor:
+        from safetensors.torch import load_file
+
+        file, start, count = self._places[key]
+        if file not in opened:
+            opened[file] = load_file(file)["states"]  # mapped, not read
+        return opened[file][start : start + count]
+
+    def _write(self, rows: Sequence[tuple[str, Tensor | None]]) -> None:
+        from safetensors.torch import save
+
+        found = [(key, states) for key, states in rows if states is not None]
+        if not found:
+            return
+        table, start = [], 0
+        for key, states in found:
+            table.append((key, start, len(states)))
+            start += len(states)
+        whole = torch.cat([states for _, states in found]).contiguous()
+        file = self._folder / f"states-{uuid.uuid4().hex}.safetensors"
+        write_whole(file, save({"states": whole}, metadata={"rows": json.dumps(table)}))
+        self._places |= {key: (file, start, count) for key, start, count in table}
+
+    def _index(self, file: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                rows = json.loads(tensors.metadata()["rows"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file}: broken ({error}); remove it, and its features are computed again") from error
+        self._places |= {key: (file, start, count) for key, start, count in rows}
+
+
+def _key(encoded: Encoded) -> str:
+    text = json.dumps([encoded.ids, encoded.ends])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

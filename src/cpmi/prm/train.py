@@ -1,0 +1,444 @@
+"""Train a process reward model: from rows of targets to a checkpoint that everybody can load."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cpmi import __version__
+from cpmi.errors import CpmiError, InputError, require
+from cpmi.models.loading import Loaded, quiet
+from cpmi.models.tokenizing import SegmentTokenizer
+from cpmi.prm.checkpoint import Card, load_base, save_checkpoint
+from cpmi.prm.data import TargetRow, check_targets, split_by_question, step_weights
+from cpmi.prm.encode import Encoded, JoinedEncoder
+from cpmi.prm.features import FeatureCache
+from cpmi.prm.network import Scaled, StepScorer, decoder_of
+from cpmi.prm.settings import TrainReport, TrainSettings
+from cpmi.prm.states import StateReader
+from cpmi.records import JSON, write_whole
+
+logger = logging.getLogger("cpmi")
+
+OnProgress = Callable[[str, int, int, Mapping[str, float]], None]
+
+
+def train(
+    rows: Sequence[TargetRow],
+    settings: TrainSettings,
+    output: Path,
+    *,
+    maps: Sequence[Mapping[str, JSON]] = (),
+    features: Path | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> TrainReport:
+    """Train on rows of targets and write the reward model to ``output``.
+
+    What is needed to go on lies in ``OUTPUT.training`` until it is done: the same call goes on from the last
+    whole checkpoint. Under ``torchrun`` or ``accelerate launch`` all processes call this.
+
+    Args:
+        maps: from rewards to targets, to be kept in the checkpoint.
+        features: folder for the states of a frozen decoder, to be shared by several trainings; None: in
+            ``OUTPUT.training``.
+        on_progress: called with the phase, how far it is, of how much, and the latest figures.
+
+    Raises:
+        InputError: rows that nothing can be learned from, a model that does not load, trajectories that are too long,
+            another training in ``OUTPUT.training``.
+        CpmiError: a loss that is not finite, a full disk.
+    """
+    for package in ("transformers", "accelerate"):
+        require(package, "train")
+    check_targets(rows, probabilities=settings.objective.kind.probabilities)
+    return _Training(rows, settings.resolved(), output, maps, features, on_progress).run()
+
+
+class _Training:
+    def __init__(
+        self,
+        rows: Sequence[TargetRow],
+        settings: TrainSettings,
+        output: Path,
+        maps: Sequence[Mapping[str, JSON]],
+        features: Path | None,
+        on_progress: OnProgress,
+    ) -> None:
+        self.rows = rows
+        self.settings = settings
+        self.output = output
+        self.maps = maps
+        self.work = output.with_name(f"{output.name}.training")
+        self.features = features or self.work / "features"
+        self.on_progress = on_progress
+        self.report = TrainReport(output)
+
+    def run(self) -> TrainReport:
+        settings = self.settings
+        if self.output.exists():
+            raise InputError(f"{self.output} is there already; choose another --output, or remove it")
+        self.args = self._arguments()
+        self._claim_work()
+        torch.manual_seed(settings.seed)
+        loaded = self._load()
+        tokenizer = SegmentTokenizer(loaded.tokenizer)
+        encoder = JoinedEncoder(tokenizer, settings.form)
+        rows, encoded = self._encode(encoder, loaded)
+        weights = step_weights(rows, settings.weights)
+        examples = [
+            (row, each, array) for row, each, array in zip(rows, encoded, weights, strict=True) if (array > 0).any()
+        ]
+        network = self._network(loaded)
+        made = self._examples(examples, network, loaded)
+        kept, held = split_by_question([row for row, _, _ in examples], settings.held_out, settings.seed)
+        held_ids = {id(row) for row in held}
+        train_on = [made[i] for i, (row, _, _) in enumerate(examples) if id(row) not in held_ids]
+        watch = [made[i] for i, (row, _, _) in enumerate(examples) if id(row) in held_ids]
+        self._check_split(train_on, watch)
+        self.report.trained, self.report.held_out = len(kept), len(held)
+        self.report.steps = int(sum((each.weights > 0).sum() for each in train_on))
+        trained = self._train(network, train_on, watch)
+        self._save(trained, loaded, encoder)
+        return self.report
+
+    # --- before -----------------------------------------------------------------------------------------------------
+
+    def _arguments(self) -> Any:
+        """Transformers' own settings; making them joins the other processes, where there are some."""
+        from transformers import TrainingArguments
+
+        settings = self.settings
+        for name in {settings.log_to} - {"none"}:
+            require(name, "train")
+        wanted = settings.base.device
+        on_cpu = wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available())
+        by_epoch = "epoch" if settings.held_out else "no"
+        arguments: dict[str, Any] = {
+            "output_dir": str(self.work / "checkpoints"),
+            "num_train_epochs": settings.epochs,
+            "per_device_train_batch_size": settings.forward_size,
+            "per_device_eval_batch_size": settings.forward_size,
+            "weight_decay": settings.weight_decay,
+            "warmup_steps": settings.warmup,
+            "lr_scheduler_type": settings.schedule,
+            "train_sampling_strategy": "random" if settings.tune == "features" else "group_by_length",
+            "eval_strategy": by_epoch,
+            "save_strategy": "epoch",
+            "save_total_limit": 2,
+            "load_best_model_at_end": bool(settings.held_out),
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+            "logging_steps": 0.01,
+            "logging_nan_inf_filter": False,
+            "remove_unused_columns": False,
+            "label_names": ["targets"],
+            "seed": settings.seed,
+            "use_cpu": on_cpu,
+            "dataloader_pin_memory": not on_cpu,
+            "report_to": [] if settings.log_to == "none" else [settings.log_to],
+            "disable_tqdm": True,
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            args = TrainingArguments(**arguments)
+        forward, batch = settings.forward_size or 1, settings.batch_size or 1
+        forward = min(forward, max(1, batch // args.world_size))
+        if batch % (forward * args.world_size):
+            raise InputError(
+                f"the batch of {batch} trajectories cannot be cut into {args.world_size} processes with {forward} at a "
+                "time; choose another --batch-size or --forward-size"
+            )
+        args.per_device_train_batch_size = args.per_device_eval_batch_size = forward
+        args.gradient_accumulation_steps = batch // (forward * args.world_size)
+        return args
+
+    @property
+    def _is_first(self) -> bool:
+        return int(self.args.process_index) == 0
+
+    def _claim_work(self) -> None:
+        """The folder to work in is this training's own.
+
+        Raises:
+            InputError: it holds another training, with what differs.
+        """
+        manifest = {"settings": json.loads(json.dumps(dataclasses.asdict(self.settings))), "rows": len(self.rows)}
+        file = self.work / "manifest.json"
+        with self.args.main_process_first(desc="claim"):
+            if file.exists():
+                there = json.loads(file.read_text(encoding="utf-8"))
+                differ = sorted(
+                    name
+                    for name in manifest["settings"]
+                    if there["settings"].get(name) != manifest["settings"][name] and name != "log_to"
+                )
+                if there["rows"] != manifest["rows"]:
+                    differ.append("rows")
+                if differ:
+                    raise InputError(
+                        f"{self.work} holds an unfinished training with other settings ({', '.join(differ)}); remove "
+                        "it, or choose another --output"
+                    )
+            else:
+                write_whole(file, (json.dumps(manifest, indent=1) + "\n").encode())
+
+    def _load(self) -> Loaded:
+        base = self.settings.base
+        if self.settings.tune == "full" and base.dtype == "auto":
+            # Small updates would be lost in the rounding of bfloat16 weights.
+            base = dataclasses.replace(base, dtype="float32")
+        if self.args.world_size > 1 and not self.args.use_cpu:
+            base = dataclasses.replace(base, device=str(self.args.device))
+        return load_base(base)
+
+    def _encode(self, encoder: JoinedEncoder, loaded: Loaded) -> tuple[list[TargetRow], list[Encoded]]:
+        """Rows and their tokens, within the length that the decoder takes.
+
+        Raises:
+            InputError: some are too long, and nothing is to be cut.
+        """
+        settings = self.settings
+        context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        room = min(filter(None, (settings.max_tokens, context)), default=None)
+        rows, encoded = [], []
+        longest = 0
+        for row in self.rows:
+            each = encoder.encode(row.trajectory)
+            self.report.stray_marks += encoder.stray_marks(each) > 0
+            if room is not None and len(each) > room:
+                longest = max(longest, len(each))
+                fitting = sum(end < room for end in each.ends) if settings.too_long == "truncate" else 0
+                self.report.dropped += not fitting
+                self.report.steps_cut += len(row.steps) - fitting
+                each = each.first_steps(fitting)
+                row = dataclasses.replace(
+                    row, steps=row.steps[:fitting], targets=row.targets[:fitting], rewards=row.rewards[:fitting]
+                )
+            if each.ends:
+                rows.append(row)
+                encoded.append(each)
+        if longest and settings.too_long == "refuse":
+            raise InputError(
+                f"{self.report.dropped} of {len(self.rows)} trajectories have more than {room} tokens (up to "
+                f"{longest}); say --too-long truncate (cut the steps that do not fit) or drop, or raise --max-tokens"
+            )
+        if not rows:
+            raise InputError(f"no trajectory is left: all have more than {room} tokens")
+        return rows, encoded
+
+    def _check_split(self, train_on: Sequence[Any], watch: Sequence[Any]) -> None:
+        if not train_on or (self.settings.held_out and not watch):
+            side = "to hold out" if train_on else "to train on"
+            raise InputError(f"too few questions: none is left {side}; choose another --held-out (0: none)")
+
+    def _network(self, loaded: Loaded) -> StepScorer:
+        """What is trained, with gradients for that alone."""
+        settings, model = self.settings, loaded.model
+        width = model.score.in_features
+        if settings.head == "mlp":
+            model.score = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)).to(model.device)
+        model.score.float()
+        if settings.tune == "lora":
+            model = self._with_adapters(model)
+        elif settings.tune in ("features", "head"):
+            model.requires_grad_(False)
+            model.score.requires_grad_(True)
+        inner = model.get_base_model() if settings.tune == "lora" else model
+        network = StepScorer(decoder_of(inner, settings.base.name), inner.score)
+        if settings.gradient_checkpointing:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model = model
+        return network
+
+    def _with_adapters(self, model: Any) -> Any:
+        peft = require("peft", "train")
+        lora = self.settings.lora
+        targets = "all-linear" if lora.targets == ("all-linear",) else list(lora.targets)
+        config = peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            modules_to_save=["score"],
+        )
+        try:
+            return peft.get_peft_model(model, config)
+        except ValueError as error:
+            raise InputError(f"adapters cannot be added: {error}; name layers with --lora-targets") from error
+
+    def _examples(
+        self, examples: Sequence[tuple[TargetRow, Encoded, Any]], network: StepScorer, loaded: Loaded
+    ) -> list[Any]:
+        from cpmi.prm.trainer import Example
+
+        made = [Example(row.id, each, row.array("targets"), weights) for row, each, weights in examples]
+        if self.settings.tune != "features":
+            return made
+        states = self._states([each for _, each, _ in examples], network, loaded)
+        return [dataclasses.replace(example, states=state) for example, state in zip(made, states, strict=True)]
+
+    def _states(self, encoded: Sequence[Encoded], network: StepScorer, loaded: Loaded) -> list[torch.Tensor]:
+        """The states of all trajectories; each process computes its share."""
+        start = time.perf_counter()
+        self.features.parent.mkdir(parents=True, exist_ok=True)
+        cache = FeatureCache(self.features)
+        with self.args.main_process_first(desc="features"):
+            cache.require(loaded.revision, str(loaded.model.dtype).removeprefix("torch."))
+        reader = StateReader(network.eval(), loaded.model.device, batch_tokens=self.settings.base.batch_tokens)
+        mine = encoded[self.args.process_index :: self.args.world_size]
+        done = 0
+        tokens = 0
+
+        def count(found: Any) -> None:
+            nonlocal done, tokens
+            done += 1
+            tokens += found.cost.tokens_scored
+            self.on_progress("features", done, len(mine), {"tokens": float(tokens)})
+
+        found = cache.states(mine, reader, count)
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
+            found = FeatureCache(self.features).states(encoded, reader)
+        for example, each in zip(encoded, found, strict=True):
+            if each.states is None:
+                raise CpmiError(f"a trajectory of {len(example)} tokens has no features: {each.error}")
+            self.report.cost += each.cost
+        self.report.seconds["features"] = time.perf_counter() - start
+        return [each.states for each in found if each.states is not None]
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def _train(self, network: StepScorer, train_on: Sequence[Any], watch: Sequence[Any]) -> Any:
+        from transformers import EarlyStoppingCallback
+
+        from cpmi.prm.trainer import Rates, Report, StepTrainer, last_checkpoint
+
+        settings, args = self.settings, self.args
+        if settings.tune == "features":
+            network = StepScorer(None, Scaled.over(network.score, [each.states for each in train_on]))
+        args.bf16 = self._computes_in_bf16(network)
+        callbacks: list[Any] = [Report(lambda step, steps, latest: self.on_progress("training", step, steps, latest))]
+        if watch:
+            callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.patience))
+        rates = Rates(settings.head_rate or 0, settings.rate or 0, settings.embedding_rate)
+        torch.manual_seed(settings.seed)
+        start = time.perf_counter()
+        with _quietly():
+            trainer = StepTrainer(network, args, train_on, watch, settings.objective, rates, callbacks)
+            trainer.train(resume_from_checkpoint=last_checkpoint(self.work / "checkpoints"))
+        report = self.report
+        report.seconds["training"] = time.perf_counter() - start
+        report.history = [
+            {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+            for row in trainer.state.log_history
+            if "loss" in row or "eval_loss" in row
+        ]
+        report.best_loss = trainer.state.best_metric if watch else None
+        report.epochs = float(trainer.state.epoch or 0)
+        if isinstance(network.score, Scaled):
+            network.score.fold()
+        return trainer
+
+    def _computes_in_bf16(self, network: StepScorer) -> bool:
+        if self.settings.tune == "features":
+            return False
+        if self.settings.bf16 is not None:
+            return self.settings.bf16
+        if not self.args.use_cpu and torch.cuda.is_bf16_supported():
+            return True
+        assert network.backbone is not None  # noqa: S101
+        return next(iter(network.backbone.parameters())).dtype == torch.bfloat16
+
+    # --- after ------------------------------------------------------------------------------------------------------
+
+    def _save(self, trainer: Any, loaded: Loaded, encoder: JoinedEncoder) -> None:
+        settings = self.settings
+        card = Card(
+            form=settings.form,
+            separator_ids=encoder.separator_ids,
+            reading=settings.objective.kind.reading,
+            objective=settings.objective.name,
+            base=settings.base.name,
+            base_revision=loaded.revision,
+            frozen=settings.tune in ("features", "head"),
+            maps=tuple(self.maps),
+        )
+        if self._is_first:
+            model = self.model
+            if settings.tune == "lora" and settings.lora.merge:
+                model = model.merge_and_unload()
+            dtype = _own_dtype(settings, loaded)
+            if not (settings.tune == "lora" and not settings.lora.merge):
+                model.to(dtype)
+            if settings.head == "mlp":
+                model.config.architectures = [_MLP_ARCHITECTURES.get(model.config.model_type, "StepScorerWithMLPHead")]
+            with _quietly():
+                save_checkpoint(self.output, model, loaded.tokenizer, card, self._record(encoder))
+            shutil.rmtree(self.work)
+        del trainer
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
+
+    def _record(self, encoder: JoinedEncoder) -> dict[str, JSON]:
+        import transformers
+
+        report: dict[str, JSON] = dataclasses.asdict(self.report) | {"output": str(self.output)}
+        settings: dict[str, JSON] = json.loads(json.dumps(dataclasses.asdict(self.settings)))
+        versions: dict[str, JSON] = {
+            "cpmi": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        }
+        return {
+            "settings": settings,
+            "report": report,
+            "versions": versions,
+            "processes": self.args.world_size,
+            "separator_merges_in_text": encoder.merges,
+        }
+
+
+_MLP_ARCHITECTURES = {"qwen2": "Qwen2ForProcessRewardModel"}
+
+
+def _own_dtype(settings: TrainSettings, loaded: Loaded) -> torch.dtype:
+    """The dtype of the base checkpoint, which the reward model is saved in."""
+    from transformers import AutoConfig
+
+    from cpmi.models import hub_name
+
+    source = hub_name(settings.base.name)
+    if settings.tune != "full" or settings.base.dtype != "auto" or source.endswith(".gguf"):
+        dtype: torch.dtype = next(iter(loaded.model.parameters())).dtype
+        return dtype
+    dtype = AutoConfig.from_pretrained(source).dtype
+    return torch.float32 if dtype is None else dtype
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Transformers tells of file systems and of bars; errors it raises."""
+    from transformers.utils import logging
+
+    said: Any = logging
+
+    level = said.get_verbosity()
+    said.set_verbosity_error()
+    try:
+        with quiet(said):
+            yield
+    finally:
+        said.set_verbosity(level)
