@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cpmi.models.capabilities import Capabilities
+from cpmi.models.masks import tree_masks
 from cpmi.models.packing import Piece, offsets
 from cpmi.protocols import FloatArray, IntArray, TokenTree, Truncation
 
@@ -51,7 +52,10 @@ class ForwardPass:
         ends = np.concatenate([piece.ends + start for piece, start in zip(batch, starts, strict=True)])
         rows = np.concatenate([piece.rows + start for piece, start in zip(batch, starts, strict=True)])
         logits = self._logits(
-            tokens[None], rows, attention_mask=self._masks(ends, depths), position_ids=self._tensor(depths[None])
+            tokens[None],
+            rows,
+            attention_mask=tree_masks(self._model, self._capable, ends, depths),
+            position_ids=self._tensor(depths[None]),
         )
         return self._pick(trees, batch, logits[0], np.arange(len(rows)), truncation)
 
@@ -75,28 +79,6 @@ class ForwardPass:
             inputs["logits_to_keep"] = self._tensor(rows)
         logits: torch.Tensor = self._model(self._tensor(ids), **inputs, **self._options).logits
         return logits if self.keeps_logits else logits[:, self._tensor(rows)]
-
-    # --- masks ------------------------------------------------------------------------------------------------------
-
-    def _masks(self, ends: IntArray, depths: IntArray) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Who may attend to whom, (1, 1, n, n): row i attends to column j if j is i or an ancestor of i."""
-        order, end = torch.arange(len(ends), device=self._device), self._tensor(ends)
-        ancestors = (order[None, :] <= order[:, None]) & (order[:, None] < end[None, :])
-        window = self._capable.window
-        if window is None or depths.max() < window:
-            return self._as_mask(ancestors)
-        near = ancestors & (self._tensor(depths)[None, :] > self._tensor(depths - window)[:, None])
-        if not self._capable.kinds:
-            return self._as_mask(near)
-        full, sliding = self._as_mask(ancestors), self._as_mask(near)
-        return {kind: sliding if kind == "sliding_attention" else full for kind in self._capable.kinds}
-
-    def _as_mask(self, allowed: torch.Tensor) -> torch.Tensor:
-        if self._model.config._attn_implementation == "sdpa":  # noqa: SLF001 - there is no public way to ask
-            return allowed[None, None]
-        # Eager attention adds the mask to the scores: a boolean one would be wrong without a word.
-        mask = torch.zeros_like(allowed, dtype=self._dtype)
-        return mask.masked_fill_(~allowed, torch.finfo(self._dtype).min)[None, None]
 
     # --- log-probabilities ------------------------------------------------------------------------------------------
 
