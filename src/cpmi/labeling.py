@@ -82,7 +82,7 @@ class LabelJob:
         if self.batch_size is not None:
             return self.batch_size
         if isinstance(self.settings, PRMSettings):
-            return 64  # cheap to lose, and alike lengths find each other
+            return 256  # cheap to lose; what begins alike is read once, if it is read together
         remote = self.model is not None and self.model.name.startswith(("vllm:", "openai:"))
         return 64 if remote and METHODS[self.method].rolls_out else 8
 

@@ -29,7 +29,7 @@ def score(
     shard: Annotated[str, typer.Option(help="i/n: score the i-th (from 0) of n parts.")] = "0/1",
     dtype: Annotated[str, typer.Option(help="auto (the model's own), float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Trajectories at a time; default: 64.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Trajectories at a time; default: 256.")] = None,
     batch_tokens: Annotated[int, typer.Option(min=0, help="Tokens in one forward pass; 0: what suits.")] = 0,
     retry_errors: Annotated[bool, typer.Option(help="Try trajectories again that ended in an error.")] = False,
     as_json: Json = False,

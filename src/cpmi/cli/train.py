@@ -157,7 +157,11 @@ def train(
     held = f", {report.held_out} held out" if report.held_out else ""
     typer.echo(f"{report.trained} trajectories with {report.steps} steps{held}: {report.epochs:.4g} epochs -> {output}")
     if report.best_loss is not None:
-        typer.echo(f"  best held-out loss: {report.best_loss:.4f}")
+        typer.echo(f"  best held-out loss: {report.best_loss:.4f}; of a constant: {report.constant_loss:.4f}")
+    if report.constant_loss is not None and not (report.best_loss or 0) < report.constant_loss:
+        typer.echo(
+            "  nothing was learned that a constant does not know: more data, better labels, or another base model?"
+        )
     typer.echo("  seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items()))
     if report.steps_cut or report.dropped:
         typer.echo(f"  too long: {report.steps_cut} steps cut, {report.dropped} whole trajectories left out")

@@ -48,6 +48,12 @@ class SegmentTokenizer:
         opening = self._tokenizer.decode(self.prefix)
         return text.removeprefix(opening) + reply
 
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """The token that begins a sequence, if there is one, whether or not the tokenizer itself puts it there."""
+        token = self._tokenizer.bos_token_id
+        return () if token is None else (int(token),)
+
     def conversation(self, turns: Sequence[tuple[str, str]]) -> str:
         """The whole text, with the tokens that open it, of a conversation up to where the model is to speak.
 

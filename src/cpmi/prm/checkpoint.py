@@ -6,10 +6,12 @@ a decoder and one linear layer ``score``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,8 +144,8 @@ def _opened(network: StepScorer, loaded: Loaded, card: Card | None, family: str 
             )
     else:
         assert family is not None  # noqa: S101
-        form = FAMILIES[family].form
-        encoder = DialogEncoder(tokenizer) if form is None else JoinedEncoder(tokenizer, form)
+        form, alone = FAMILIES[family].form, FAMILIES[family].pieces_alone
+        encoder = DialogEncoder(tokenizer) if form is None else JoinedEncoder(tokenizer, form, pieces_alone=alone)
     network.score.float()  # little, and bfloat16 would round every score to three digits
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     reading: Reading = card.reading if card is not None else "sigmoid"
@@ -202,10 +204,11 @@ def _head(weights: Mapping[str, Tensor], name: str) -> nn.Module:
     Raises:
         InputError: anything else, or more than two labels.
     """
-    if "weight" in weights:
+    one, two = {"weight"}, {"0.weight", "2.weight"}
+    if one <= set(weights) <= {*one, "bias"}:
         head: nn.Module = _linear(weights, "")
         labels = weights["weight"].shape[0]
-    elif {"0.weight", "2.weight"} <= set(weights):
+    elif two <= set(weights) <= {*two, "0.bias", "2.bias"}:
         head = nn.Sequential(_linear(weights, "0."), nn.ReLU(), _linear(weights, "2."))
         labels = weights["2.weight"].shape[0]
     else:
@@ -240,10 +243,19 @@ def _open_adapter(settings: ModelSettings) -> Opened:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"model {folder}: an adapter that cpmi train did not write ({error})") from error
     loaded = load_base(dataclasses.replace(settings, name=base))
-    adapted = peft.PeftModel.from_pretrained(loaded.model, str(folder))
+    with old_names_of_peft():
+        adapted = peft.PeftModel.from_pretrained(loaded.model, str(folder))
     inner = adapted.get_base_model()
     network = StepScorer(decoder_of(inner, base), inner.score)
     return _opened(network, loaded, Card.from_json(row, f"model {folder}"), None)
+
+
+@contextlib.contextmanager
+def old_names_of_peft() -> Iterator[None]:
+    """PEFT 0.21 calls what Transformers 5.24 has renamed by its old names, and every user would be warned of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)
+        yield
 
 
 def load_base(settings: ModelSettings) -> Loaded:

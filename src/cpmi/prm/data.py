@@ -39,9 +39,8 @@ class TargetRow:
             if len(values) != len(self.steps):
                 raise InputError(f"{len(values)} {name} for {len(self.steps)} steps")
             for value in values:
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                if value is not None and not (number and math.isfinite(value)):
-                    raise InputError(f"{name} must be finite numbers or null, not {value!r}")
+                if value is not None and not _is_number(value):
+                    raise InputError(f"{name} must be finite numbers or null, not {value!r:.40}")
 
     @property
     def trajectory(self) -> Trajectory:
@@ -51,6 +50,13 @@ class TargetRow:
         """(steps,) with NaN for None."""
         values: tuple[float | None, ...] = getattr(self, name)
         return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def read_targets(path: Path) -> list[TargetRow]:
@@ -78,10 +84,11 @@ def _row(row: Any) -> TargetRow:
         what = f"missing field {missing[0]!r}" if isinstance(row, dict) else "no JSON object"
         raise InputError(f"{what}; a row of targets has {', '.join(needed)} (cpmi targets writes them)")
     for name in ("steps", "targets", "rewards"):
-        if not isinstance(row.get(name, []), list):
+        if not isinstance(row.get(name, []), list) and not (name == "rewards" and row[name] is None):
             raise InputError(f"field {name!r} must be a list")
     trajectory = Trajectory(row["question"], tuple(row["steps"]), id=row["id"])  # checks itself
-    rewards = row.get("rewards") or [None] * len(trajectory.steps)
+    rewards = row.get("rewards")
+    rewards = [None] * len(trajectory.steps) if rewards is None else rewards
     source = str(row.get("source") or "unknown")
     return TargetRow(
         trajectory.id, trajectory.question, trajectory.steps, tuple(row["targets"]), tuple(rewards), source
@@ -103,9 +110,11 @@ def check_targets(rows: Sequence[TargetRow], *, probabilities: bool) -> None:
         if outside:
             name, target = outside[0]
             raise InputError(
-                f"{len(outside)} targets are outside [0, 1] (first: {target:g} of {name!r}); this objective needs "
-                "probabilities: make them with another --normalizer, or take --objective mse-logit"
+                f"targets must lie in [0, 1]: {len(outside)} do not (first: {target:g} of {name!r}); this "
+                "objective needs probabilities: make them with another --normalizer, or take --objective mse-logit"
             )
+    if not known:
+        raise InputError("no step has a target")
     if len({target for _, target in known}) < 2:
         raise InputError(f"all targets are {known[0][1]:g}, so that there is nothing to learn")
 
@@ -198,7 +207,9 @@ def step_weights(rows: Sequence[TargetRow], settings: WeightSettings) -> list[Fl
 
 
 def _confidence(sizes: FloatArray, weights: FloatArray) -> FloatArray:
-    mean = sizes[weights > 0].mean() if (weights > 0).any() else np.nan
+    if not (weights > 0).any():
+        return weights
+    mean = sizes[weights > 0].mean()
     if np.isnan(mean):
         raise InputError("steps without a reward cannot count by it; use --weight-by target, or none")
     return np.nan_to_num(np.minimum(sizes / mean, _MOST) if mean > 0 else sizes)

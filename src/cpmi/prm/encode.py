@@ -47,6 +47,7 @@ class StepFormat:
         after_question: between the question and the first step.
         separator: what ends every step, the last one too.
         between: after a separator, where another step follows.
+        before_first: before the first step, tokenized with it.
         step_prefix: before each step, with ``{k}`` for its number (from 1), unless the step begins with ``Step``.
     """
 
@@ -54,11 +55,16 @@ class StepFormat:
     after_question: str = "\n"
     separator: str = "\n\n"
     between: str = ""
+    before_first: str = ""
     step_prefix: str = ""
 
     def __post_init__(self) -> None:
         if not self.separator:
             raise InputError("the separator of steps is empty; name one, for example a blank line")
+        try:
+            self.step_prefix.format(k=1)
+        except (KeyError, IndexError, ValueError) as error:
+            raise InputError(f"the prefix of steps {self.step_prefix!r} may hold {{k}} and no other field") from error
 
 
 class Encoder(Protocol):
@@ -72,17 +78,26 @@ class Encoder(Protocol):
 class JoinedEncoder:
     """Steps one after the other, each behind it a separator."""
 
-    def __init__(self, tokenizer: SegmentTokenizer, form: StepFormat = StepFormat()) -> None:
+    def __init__(
+        self, tokenizer: SegmentTokenizer, form: StepFormat = StepFormat(), *, pieces_alone: bool = False
+    ) -> None:
         """Check that the tokenizer can say the separator.
+
+        Args:
+            pieces_alone: every piece is tokenized as a text of its own, and the token that begins a sequence stands
+                first wherever the tokenizer has one, as TRL did it. Else a piece is tokenized as it stands inside a
+                text.
 
         Raises:
             InputError: the separator has no tokens of its own, or they say something else.
         """
         self.form = form
-        self.separator_ids = tokenizer.encode(form.separator)
         self._tokenizer = tokenizer
+        self._alone = pieces_alone
+        self._prefix = tokenizer.begin if pieces_alone else tokenizer.prefix
+        self.separator_ids = self._ids(form.separator)
         said = tokenizer.text_of(self.separator_ids)
-        if said != form.separator:
+        if said != form.separator and not pieces_alone:
             raise InputError(
                 f"this tokenizer reads the separator {form.separator!r} as {said!r}; choose another with --separator"
             )
@@ -91,14 +106,21 @@ class JoinedEncoder:
     def merges(self) -> bool:
         """Whether a text that holds the separator has other tokens than its pieces, so that others must join by ids."""
         encode = self._tokenizer.encode
-        ends = ("a", ".", "1")
-        return any(encode(e + self.form.separator + "A") != encode(e) + self.separator_ids + encode("A") for e in ends)
+        mark, marks = self.form.separator, self.separator_ids
+        return any(
+            encode(before + mark + after) != encode(before) + marks + encode(after)
+            for before in ("a", ".", "1")
+            for after in ("A", "a", "T", "1")
+        )
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return self._tokenizer.encode(text, first=self._alone)
 
     def encode(self, trajectory: Trajectory) -> Encoded:
         """See ``Encoder.encode``."""
-        form, encode = self.form, self._tokenizer.encode
+        form, encode = self.form, self._ids
         begin = form.opening + trajectory.question.strip() + form.after_question
-        ids = [*self._tokenizer.prefix, *encode(begin, first=True)]
+        ids = [*self._prefix, *self._tokenizer.encode(begin, first=True)]
         ends = []
         for number, step in enumerate(trajectory.steps, start=1):
             if number > 1 and form.between:
@@ -106,7 +128,7 @@ class JoinedEncoder:
             text = step.strip()
             if form.step_prefix and not text.startswith("Step"):
                 text = form.step_prefix.format(k=number) + text
-            ids += encode(text)
+            ids += encode(form.before_first + text if number == 1 else text)
             ids += self.separator_ids
             ends.append(len(ids) - 1)
         return Encoded(tuple(ids), tuple(ends))

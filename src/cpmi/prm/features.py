@@ -61,7 +61,10 @@ class FeatureCache:
         file = self._folder / "manifest.json"
         here: dict[str, JSON] = {"format": FORMAT, "decoder": revision, "dtype": dtype}
         if file.exists():
-            there = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                there = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise InputError(f"{file}: broken ({error}); restore it, or choose another --features") from error
             if there != here:
                 raise InputError(f"{self._folder} holds features of another decoder ({there}; here {here})")
         else:

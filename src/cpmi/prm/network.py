@@ -56,10 +56,12 @@ class StepScorer(nn.Module):
         places = ends.clamp(min=0).unsqueeze(-1).expand(-1, -1, states.shape[-1])
         return states.gather(1, places).masked_fill(ends.unsqueeze(-1) < 0, 0)
 
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """See Transformers' method of this name."""
+    def save_memory(self) -> None:
+        """Gradient checkpointing: compute the decoder's inner states again instead of keeping them."""
         backbone: Any = self.backbone
-        backbone.gradient_checkpointing_enable(**options)
+        name = "activation_checkpointing_enable"  # what Transformers 5.24 calls it
+        enable = getattr(backbone, name, None) or backbone.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
 
 def pad(encoded: Sequence[Encoded]) -> dict[str, Tensor]:

@@ -59,12 +59,12 @@ class ObjectiveSettings:
             raise InputError(f"gamma of focal must be a number of at least 0, not {self.gamma}")
         if not math.isfinite(self.margin):
             raise InputError(f"the margin of pqm must be a finite number, not {self.margin}")
-        if self.label_smoothing and not OBJECTIVES[self.name].probabilities:
-            raise InputError(f"label smoothing is for objectives whose targets are probabilities, not for {self.name}")
-        if self.small_loss and OBJECTIVES[self.name].ranks:
-            raise InputError(
-                f"leaving out large losses is for objectives with a loss for each step, not for {self.name}"
-            )
+        if not math.isfinite(self.hard_at):
+            raise InputError(f"the line between right and wrong targets must be a finite number, not {self.hard_at}")
+        if self.label_smoothing and (self.kind.ranks or not self.kind.probabilities):
+            raise InputError(f"label smoothing is for losses on the probability of each step, not for {self.name}")
+        if self.small_loss and self.kind.ranks:
+            raise InputError(f"leaving out large losses is for losses on each step, not for {self.name}")
 
     @property
     def kind(self) -> Objective:
@@ -110,6 +110,7 @@ def loss_sum(
     if objective.ranks:
         ranked = _ranked(targets, weights, settings)
         known = torch.where(_known(targets, weights) > 0, _hardened(targets, settings), torch.nan)
+        scores = torch.where(known.isnan(), 0.0, scores)
         return torch.where(ranked.any(dim=-1), objective.loss(scores, known, settings), 0.0).sum()
     weights = _known(targets, weights)
     annotated = weights > 0
@@ -159,7 +160,9 @@ def _mse(scores: Tensor, targets: Tensor, settings: ObjectiveSettings) -> Tensor
 
 def _focal(scores: Tensor, targets: Tensor, settings: ObjectiveSettings) -> Tensor:
     """|t - p|^gamma BCE: the focal loss (Lin et al., 1708.02002) for soft targets as in Li et al., 2006.04388."""
-    return (targets - scores.sigmoid()).abs() ** settings.gamma * _bce(scores, targets, settings)
+    # A power below 1 has no slope at 0.
+    distance = (targets - scores.sigmoid()).abs().clamp(min=1e-6)
+    return distance**settings.gamma * _bce(scores, targets, settings)
 
 
 # --- a loss for each trajectory -------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class TrainSettings:
         max_tokens: of a trajectory; None: what the decoder's context holds.
         too_long: what becomes of trajectories with more: ``refuse`` to train; ``truncate`` the steps that do not fit;
             ``drop`` the trajectory.
-        bf16: compute in bfloat16 where it is safe; None: where the weights are, or a GPU that can is at hand.
+        bf16: compute in bfloat16 where it is safe (autocast); None: on a GPU that can, for ``lora`` and ``full``.
     """
 
     base: ModelSettings
@@ -121,6 +121,7 @@ class TrainReport:
         steps_cut, dropped: steps and whole trajectories that were too long.
         stray_marks: trajectories that hold the separator's token elsewhere, too.
         best_loss: of the held-out trajectories; None where there are none.
+        constant_loss: theirs for the best constant score: whoever has no less has learned nothing.
         epochs: that were done.
         seconds: of wall time for the decoder's states and for training.
         cost: of the decoder's states.
@@ -135,6 +136,7 @@ class TrainReport:
     dropped: int = 0
     stray_marks: int = 0
     best_loss: float | None = None
+    constant_loss: float | None = None
     epochs: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     cost: Cost = Cost()

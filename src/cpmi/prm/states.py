@@ -5,6 +5,8 @@ Trajectories that begin alike are read as one trie, the others batched by length
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -98,7 +100,7 @@ class StateReader:
                 for index, each in zip(batch, states, strict=True):
                     share = len(encoded[index])
                     cost = Cost(tokens_scored=share, seconds=seconds * share / tokens)
-                    finish(index, StepStates(each[: len(encoded[index].ends)], cost))
+                    finish(index, StepStates(each[: len(encoded[index].ends)].clone(), cost))
         return [each for each in results if each is not None]
 
     def _read_rows(
@@ -109,23 +111,24 @@ class StateReader:
             return list(able)
         rows, alone = plan_rows([encoded[index] for index in able], self._row_tokens)
         for row in sorted(rows, key=lambda row: -len(row)):
-            states = None
+            if self._capable.too_deep(int(row.depths.max()) + 1) or len(row) > self._row_tokens:
+                alone += row.members
+                continue
             start = time.perf_counter()
-            if len(row) <= self._row_tokens and not self._capable.too_deep(int(row.depths.max()) + 1):
-                states = self._trying(lambda row=row: self._row(row), len(row))  # type: ignore[misc]
+            states = self._trying(functools.partial(self._row, row), len(row))
             if states is None:
-                self._row_tokens = min(self._row_tokens, len(row) - 1)
+                self._row_tokens = len(row) // 2
                 alone += row.members
                 continue
             seconds = time.perf_counter() - start
-            whole = sum(len(encoded[able[member]]) for member in row.members)
-            paid = 0
+            lengths = [len(encoded[able[member]]) for member in row.members]
+            # Each pays for its share; the shares of whole tokens add up to the row.
+            paid = [round(len(row) * part / sum(lengths)) for part in itertools.accumulate(lengths, initial=0)]
             for number, (member, places) in enumerate(zip(row.members, row.places, strict=True)):
-                share = len(encoded[able[member]]) / whole
-                # The tokens of a row are whole numbers: what rounding leaves over is the last one's.
-                tokens = len(row) - paid if number == len(row.members) - 1 else round(len(row) * share)
-                paid += tokens
-                finish(able[member], StepStates(states[places], Cost(tokens_scored=tokens, seconds=seconds * share)))
+                cost = Cost(
+                    tokens_scored=paid[number + 1] - paid[number], seconds=seconds * lengths[number] / sum(lengths)
+                )
+                finish(able[member], StepStates(states[places], cost))
         return [able[index] for index in alone]
 
     def _take(self, queue: list[int], encoded: Sequence[Encoded]) -> list[int]:

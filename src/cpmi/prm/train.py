@@ -9,8 +9,8 @@ import logging
 import platform
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from cpmi import __version__
 from cpmi.errors import CpmiError, InputError, require
 from cpmi.models.loading import Loaded, quiet
 from cpmi.models.tokenizing import SegmentTokenizer
-from cpmi.prm.checkpoint import Card, load_base, save_checkpoint
+from cpmi.prm.checkpoint import Card, load_base, old_names_of_peft, save_checkpoint
 from cpmi.prm.data import TargetRow, check_targets, split_by_question, step_weights
 from cpmi.prm.encode import Encoded, JoinedEncoder
 from cpmi.prm.features import FeatureCache
 from cpmi.prm.network import Scaled, StepScorer, decoder_of
 from cpmi.prm.settings import TrainReport, TrainSettings
 from cpmi.prm.states import StateReader
+from cpmi.prm.trainer import Example, Rates, Report, StepTrainer, constant_loss, last_checkpoint
 from cpmi.records import JSON, write_whole
 
 logger = logging.getLogger("cpmi")
@@ -90,27 +91,24 @@ class _Training:
         if self.output.exists():
             raise InputError(f"{self.output} is there already; choose another --output, or remove it")
         self.args = self._arguments()
-        self._claim_work()
         torch.manual_seed(settings.seed)
         loaded = self._load()
-        tokenizer = SegmentTokenizer(loaded.tokenizer)
-        encoder = JoinedEncoder(tokenizer, settings.form)
+        encoder = JoinedEncoder(SegmentTokenizer(loaded.tokenizer), settings.form)
         rows, encoded = self._encode(encoder, loaded)
         weights = step_weights(rows, settings.weights)
-        examples = [
-            (row, each, array) for row, each, array in zip(rows, encoded, weights, strict=True) if (array > 0).any()
-        ]
+        used = [i for i, each in enumerate(weights) if (each > 0).any()]
+        held = self._hold_out([rows[i] for i in used])
         network = self._network(loaded)
-        made = self._examples(examples, network, loaded)
-        kept, held = split_by_question([row for row, _, _ in examples], settings.held_out, settings.seed)
-        held_ids = {id(row) for row in held}
-        train_on = [made[i] for i, (row, _, _) in enumerate(examples) if id(row) not in held_ids]
-        watch = [made[i] for i, (row, _, _) in enumerate(examples) if id(row) in held_ids]
-        self._check_split(train_on, watch)
-        self.report.trained, self.report.held_out = len(kept), len(held)
+        self._claim_work()  # until here nothing was spent
+        examples = [Example(rows[i].id, encoded[i], rows[i].array("targets"), weights[i]) for i in used]
+        if settings.tune == "features":
+            states = self._states([example.encoded for example in examples], network, loaded)
+            examples = [replace(example, states=state) for example, state in zip(examples, states, strict=True)]
+        train_on = [example for example, out in zip(examples, held, strict=True) if not out]
+        watch = [example for example, out in zip(examples, held, strict=True) if out]
         self.report.steps = int(sum((each.weights > 0).sum() for each in train_on))
-        trained = self._train(network, train_on, watch)
-        self._save(trained, loaded, encoder)
+        self._train(network, train_on, watch)
+        self._save(loaded, encoder)
         return self.report
 
     # --- before -----------------------------------------------------------------------------------------------------
@@ -124,6 +122,9 @@ class _Training:
             require(name, "train")
         wanted = settings.base.device
         on_cpu = wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available())
+        # Where only adapters or a head are trained, what is frozen computes in its own dtype anyway.
+        suits = not on_cpu and settings.tune in ("lora", "full") and torch.cuda.is_bf16_supported()
+        bf16 = suits if settings.bf16 is None else settings.bf16
         by_epoch = "epoch" if settings.held_out else "no"
         arguments: dict[str, Any] = {
             "output_dir": str(self.work / "checkpoints"),
@@ -146,13 +147,13 @@ class _Training:
             "label_names": ["targets"],
             "seed": settings.seed,
             "use_cpu": on_cpu,
+            "bf16": bf16,
+            "ddp_find_unused_parameters": False,
             "dataloader_pin_memory": not on_cpu,
             "report_to": [] if settings.log_to == "none" else [settings.log_to],
             "disable_tqdm": True,
         }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            args = TrainingArguments(**arguments)
+        args = TrainingArguments(**arguments)
         forward, batch = settings.forward_size or 1, settings.batch_size or 1
         forward = min(forward, max(1, batch // args.world_size))
         if batch % (forward * args.world_size):
@@ -172,26 +173,24 @@ class _Training:
         """The folder to work in is this training's own.
 
         Raises:
-            InputError: it holds another training, with what differs.
+            InputError: it holds what another training has paid for, with what differs.
         """
-        manifest = {"settings": json.loads(json.dumps(dataclasses.asdict(self.settings))), "rows": len(self.rows)}
+        settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.settings)))
+        manifest = {"settings": settings, "rows": len(self.rows)}
         file = self.work / "manifest.json"
         with self.args.main_process_first(desc="claim"):
-            if file.exists():
+            if self._is_first and file.exists() and last_checkpoint(self.work / "checkpoints"):
                 there = json.loads(file.read_text(encoding="utf-8"))
-                differ = sorted(
-                    name
-                    for name in manifest["settings"]
-                    if there["settings"].get(name) != manifest["settings"][name] and name != "log_to"
-                )
-                if there["rows"] != manifest["rows"]:
-                    differ.append("rows")
+                differ = [
+                    name for name in settings if name != "log_to" and there["settings"].get(name) != settings[name]
+                ]
+                differ += ["rows"] if there["rows"] != manifest["rows"] else []
                 if differ:
                     raise InputError(
-                        f"{self.work} holds an unfinished training with other settings ({', '.join(differ)}); remove "
-                        "it, or choose another --output"
+                        f"{self.work} holds an unfinished training with other settings ({', '.join(sorted(differ))}); "
+                        "remove it, or choose another --output"
                     )
-            else:
+            elif self._is_first:
                 write_whole(file, (json.dumps(manifest, indent=1) + "\n").encode())
 
     def _load(self) -> Loaded:
@@ -238,10 +237,19 @@ class _Training:
             raise InputError(f"no trajectory is left: all have more than {room} tokens")
         return rows, encoded
 
-    def _check_split(self, train_on: Sequence[Any], watch: Sequence[Any]) -> None:
-        if not train_on or (self.settings.held_out and not watch):
-            side = "to hold out" if train_on else "to train on"
+    def _hold_out(self, rows: Sequence[TargetRow]) -> list[bool]:
+        """Which rows to watch the loss on.
+
+        Raises:
+            InputError: too few questions for both sides.
+        """
+        kept, held = split_by_question(rows, self.settings.held_out, self.settings.seed)
+        if not kept or (self.settings.held_out and not held):
+            side = "to hold out" if kept else "to train on"
             raise InputError(f"too few questions: none is left {side}; choose another --held-out (0: none)")
+        self.report.trained, self.report.held_out = len(kept), len(held)
+        out = {id(row) for row in held}
+        return [id(row) in out for row in rows]
 
     def _network(self, loaded: Loaded) -> StepScorer:
         """What is trained, with gradients for that alone."""
@@ -258,7 +266,7 @@ class _Training:
         inner = model.get_base_model() if settings.tune == "lora" else model
         network = StepScorer(decoder_of(inner, settings.base.name), inner.score)
         if settings.gradient_checkpointing:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            network.save_memory()
         self.model = model
         return network
 
@@ -274,20 +282,10 @@ class _Training:
             modules_to_save=["score"],
         )
         try:
-            return peft.get_peft_model(model, config)
+            with old_names_of_peft():
+                return peft.get_peft_model(model, config)
         except ValueError as error:
             raise InputError(f"adapters cannot be added: {error}; name layers with --lora-targets") from error
-
-    def _examples(
-        self, examples: Sequence[tuple[TargetRow, Encoded, Any]], network: StepScorer, loaded: Loaded
-    ) -> list[Any]:
-        from cpmi.prm.trainer import Example
-
-        made = [Example(row.id, each, row.array("targets"), weights) for row, each, weights in examples]
-        if self.settings.tune != "features":
-            return made
-        states = self._states([each for _, each, _ in examples], network, loaded)
-        return [dataclasses.replace(example, states=state) for example, state in zip(made, states, strict=True)]
 
     def _states(self, encoded: Sequence[Encoded], network: StepScorer, loaded: Loaded) -> list[torch.Tensor]:
         """The states of all trajectories; each process computes its share."""
@@ -320,15 +318,14 @@ class _Training:
 
     # --- training ---------------------------------------------------------------------------------------------------
 
-    def _train(self, network: StepScorer, train_on: Sequence[Any], watch: Sequence[Any]) -> Any:
+    def _train(self, network: StepScorer, train_on: Sequence[Example], watch: Sequence[Example]) -> None:
         from transformers import EarlyStoppingCallback
-
-        from cpmi.prm.trainer import Rates, Report, StepTrainer, last_checkpoint
 
         settings, args = self.settings, self.args
         if settings.tune == "features":
-            network = StepScorer(None, Scaled.over(network.score, [each.states for each in train_on]))
-        args.bf16 = self._computes_in_bf16(network)
+            network = StepScorer(
+                None, Scaled.over(network.score, [each.states for each in train_on if each.states is not None])
+            )
         callbacks: list[Any] = [Report(lambda step, steps, latest: self.on_progress("training", step, steps, latest))]
         if watch:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.patience))
@@ -345,25 +342,16 @@ class _Training:
             for row in trainer.state.log_history
             if "loss" in row or "eval_loss" in row
         ]
-        report.best_loss = trainer.state.best_metric if watch else None
+        if watch:
+            report.best_loss = trainer.state.best_metric
+            report.constant_loss = constant_loss(train_on, watch, settings.objective)
         report.epochs = float(trainer.state.epoch or 0)
         if isinstance(network.score, Scaled):
             network.score.fold()
-        return trainer
-
-    def _computes_in_bf16(self, network: StepScorer) -> bool:
-        if self.settings.tune == "features":
-            return False
-        if self.settings.bf16 is not None:
-            return self.settings.bf16
-        if not self.args.use_cpu and torch.cuda.is_bf16_supported():
-            return True
-        assert network.backbone is not None  # noqa: S101
-        return next(iter(network.backbone.parameters())).dtype == torch.bfloat16
 
     # --- after ------------------------------------------------------------------------------------------------------
 
-    def _save(self, trainer: Any, loaded: Loaded, encoder: JoinedEncoder) -> None:
+    def _save(self, loaded: Loaded, encoder: JoinedEncoder) -> None:
         settings = self.settings
         card = Card(
             form=settings.form,
@@ -375,6 +363,8 @@ class _Training:
             frozen=settings.tune in ("features", "head"),
             maps=tuple(self.maps),
         )
+        if self.args.world_size > 1:
+            torch.distributed.barrier()  # all have read the best checkpoint, which is about to be removed
         if self._is_first:
             model = self.model
             if settings.tune == "lora" and settings.lora.merge:
@@ -387,7 +377,6 @@ class _Training:
             with _quietly():
                 save_checkpoint(self.output, model, loaded.tokenizer, card, self._record(encoder))
             shutil.rmtree(self.work)
-        del trainer
         if self.args.world_size > 1:
             torch.distributed.barrier()
 

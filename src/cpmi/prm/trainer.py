@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -272,6 +272,29 @@ class Report(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         del args, control, kwargs
         self._on_progress(state.global_step, state.max_steps, dict(self._latest))
+
+
+def constant_loss(train: Sequence[Example], watch: Sequence[Example], settings: ObjectiveSettings) -> float:
+    """The loss of the held-out trajectories if every step has one score, the best one for those trained on."""
+
+    def loss(score: Tensor, examples: Sequence[Example]) -> Tensor:
+        batch = collate([{"example": each} for each in examples])
+        targets, weights = batch["targets"], batch["weights"]
+        return loss_sum(score.expand_as(targets), targets, weights, settings) / units(targets, weights, settings)
+
+    bare = [replace(each, states=torch.zeros(len(each.targets), 1)) for each in train]  # nothing to be padded
+    score = torch.zeros((), requires_grad=True)
+    finder = torch.optim.LBFGS([score], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        finder.zero_grad()
+        value = loss(score, bare)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    finder.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        return float(loss(score, [replace(each, states=torch.zeros(len(each.targets), 1)) for each in watch]))
 
 
 def last_checkpoint(folder: Path) -> str | None:
