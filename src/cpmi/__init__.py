@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cpmi.labelers.cpmi import CPMI, CPMISettings
     from cpmi.labelers.negatives import NegativeSettings, SiblingAnswers
     from cpmi.models import ModelSettings, open_model
+    from cpmi.prm.model import PRM
     from cpmi.prompts import Template
     from cpmi.records import Cost, StepRewards, Trajectory, read_rewards, read_trajectories, write_records
 
@@ -20,6 +21,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "CPMI",
+    "PRM",
     "CPMISettings",
     "Cost",
     "CpmiError",
@@ -44,6 +46,7 @@ _HOMES = {
     "InputError": "errors",
     "ModelSettings": "models",
     "NegativeSettings": "labelers.negatives",
+    "PRM": "prm.model",
     "SiblingAnswers": "labelers.negatives",
     "StepRewards": "records",
     "Template": "prompts",

@@ -11,7 +11,7 @@ import typer
 from cpmi.cli.app import Json, Trajectories, app, print_json
 
 # The same names as in cpmi.report.figures, which is not imported here: it loads matplotlib.
-Kind = Literal["distribution", "roc", "pr", "reliability", "position", "cost"]
+Kind = Literal["distribution", "roc", "pr", "reliability", "position", "cost", "training"]
 
 Bootstrap = Annotated[int, typer.Option(min=1, help="Resamples for the intervals.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the resamples.")]
@@ -50,8 +50,11 @@ def report(
 
 @app.command()
 def plot(
-    kind: Annotated[Kind, typer.Argument(help="Which figure of the report.")],
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or files of step rewards.")],
+    kind: Annotated[Kind, typer.Argument(help="Which figure of the report; training: the losses of reward models.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run directories, or files of step rewards; folders of reward models."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .png, .svg or .pdf.")],
     trajectories: Trajectories = None,
     bootstrap: Bootstrap = 1000,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cpmi.errors import InputError, require
 from cpmi.export import refuse_overwriting
@@ -72,7 +72,7 @@ def write_report(
 
 
 def plot(
-    kind: Kind,
+    kind: Kind | Literal["training"],
     runs: Sequence[Path],
     output: Path,
     trajectories: Path | None = None,
@@ -82,6 +82,9 @@ def plot(
     seed: int = 0,
 ) -> tuple[str, ...]:
     """Write one figure of the page as ``.png``, ``.svg`` or ``.pdf``; return what a reader of it must know.
+
+    Args:
+        kind: of the page's figures, or ``training``, for which ``runs`` are reward models.
 
     Raises:
         InputError: matplotlib is missing, there is nothing to draw, or as ``write_report``.
@@ -93,6 +96,11 @@ def plot(
 
     if output.suffix not in FORMATS:
         raise InputError(f"{output}: the name of a figure must end in .png, .svg or .pdf")
+    if kind == "training":
+        from cpmi.report.training_figure import training_panels
+
+        write_whole(output, image(training_panels(runs), FORMATS[output.suffix]))
+        return ()
     refuse_overwriting(output, runs, trajectories)
     material = load(runs, trajectories, grader=grader, count=count, seed=seed)
     if not material.runs:
