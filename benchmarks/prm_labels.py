@@ -9,7 +9,7 @@ text once: the first of every question, then the second of every question, and s
 order of a hash.
 
 ``table`` cuts every kind of labels, and the human ones, to the same first trajectories; for each size it trains a head
-with the defaults of ``cpmi train`` and scores the two test sets. Everything is a ``cpmi`` command, printed as it runs;
+with the defaults of ``cpmi train`` (but a fifth of the questions held out) and scores the two test sets. Everything is a ``cpmi`` command, printed as it runs;
 what is there already is not done again.
 """
 
@@ -108,7 +108,18 @@ def _targets(train: Path, size: int, run: Path | None, normalizer: str, targets:
 def _judged(options: argparse.Namespace, targets: Path, prm: Path) -> list[str]:
     features = options.folder / "features" if options.features is None else options.features
     if not prm.exists():
-        cpmi("train", targets, "--base-model", options.base_model, "--features", features, "--output", prm)
+        cpmi(
+            "train",
+            targets,
+            "--base-model",
+            options.base_model,
+            "--features",
+            features,
+            "--held-out",
+            "0.2",
+            "--output",
+            prm,
+        )
     report: dict[str, Any] = json.loads((prm / "training.json").read_text())["report"]
     shown = [f"{report['best_loss']:.3f} ({report['constant_loss']:.3f})"]
     for name, file in (("steps", options.steps), ("pb", options.processbench)):

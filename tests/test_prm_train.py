@@ -22,6 +22,7 @@ from cpmi.models import ModelSettings
 from cpmi.prm.data import TargetRow, WeightSettings, split_by_question
 from cpmi.prm.encode import StepFormat
 from cpmi.prm.model import PRM
+from cpmi.prm.network import Scaled
 from cpmi.prm.objectives import OBJECTIVES, ObjectiveSettings, loss_sum
 from cpmi.prm.settings import LoraSettings, TrainSettings, Tune
 from cpmi.prm.train import train
@@ -264,6 +265,23 @@ def test_the_loss_of_a_constant_is_that_of_the_mean(base: Path, tmp_path: Path) 
     known = [t for row in held for t in row.targets if t is not None]
     expected = -np.mean([t * np.log(mean) + (1 - t) * np.log(1 - mean) for t in known])
     assert report.constant_loss == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_head_begins_at_the_best_constant_and_is_folded_into_one_layer() -> None:
+    """Some dimensions hardly vary, as in real decoders; there is no bias, and none is needed."""
+    rng = np.random.default_rng(0)
+    sizes = np.array([30.0, 1.0, 0.1, 5.0, 0.02, 1.0])
+    states = [
+        torch.tensor(rng.normal(size=(n, 6)) * sizes + 20 * (sizes == 5.0), dtype=torch.float32) for n in (3, 40, 7)
+    ]
+    network = Scaled.over(torch.nn.Linear(6, 1, bias=False), states, 1.5)
+    scores = torch.cat([network(each) for each in states])
+    assert scores.mean().item() == pytest.approx(1.5, abs=0.15)
+    assert scores.std().item() < 0.6
+    plain = network.head
+    network.fold()
+    assert torch.allclose(torch.cat([plain(each) for each in states]), scores, atol=1e-5)
+    assert torch.allclose(torch.cat([network(each) for each in states]), scores, atol=1e-5)
 
 
 # --- the checkpoint -------------------------------------------------------------------------------------------------

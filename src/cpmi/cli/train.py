@@ -88,7 +88,7 @@ def train(
     weight_decay: Annotated[float, _option(_RUN, "Of AdamW.", min=0)] = 0.01,
     warmup: Annotated[float, _option(_RUN, "Share of the optimizer steps in which the rates rise.")] = 0.05,
     held_out: Annotated[float, _option(_RUN, "Share of the questions to watch the loss on; 0: none.")] = 0.1,
-    patience: Annotated[int, _option(_RUN, "Stop after so many epochs without a better held-out loss.", min=1)] = 3,
+    patience: Annotated[int, _option(_RUN, "Stop after so many epochs without a better held-out loss.", min=1)] = 5,
     gradient_checkpointing: Annotated[bool, _option(_RUN, "Less memory, a third more time.")] = False,
     bf16: Annotated[bool | None, _option(_RUN, "Compute in bfloat16; default: where it is safe and fast.")] = None,
     dtype: Annotated[

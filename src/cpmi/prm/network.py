@@ -128,12 +128,27 @@ class Scaled(nn.Module):
         self.register_buffer("scale", scale)
 
     @classmethod
-    def over(cls, head: nn.Module, states: Sequence[Tensor]) -> Scaled:
-        """Scaled by the root mean square of each dimension; a linear head begins at 0, where all steps are alike."""
+    def over(cls, head: nn.Module, states: Sequence[Tensor], constant: float) -> Scaled:
+        """Scaled by the root mean square of each dimension.
+
+        Args:
+            states: (steps, H) of the trajectories to learn from.
+            constant: the score that a linear head begins with at every step. It has no bias; but some dimensions are
+                nearly constant, and ridge regression finds what combination of them is 1 everywhere.
+        """
         squares = torch.stack([each.float().square().sum(dim=0) for each in states]).sum(dim=0)
-        scale = (squares / sum(map(len, states))).sqrt().clamp(min=1e-6)
+        count = sum(map(len, states))
+        scale = (squares / count).sqrt().clamp(min=1e-6)
         if isinstance(head, nn.Linear):
-            nn.init.zeros_(head.weight)
+            gram = torch.zeros(len(scale), len(scale))
+            total = torch.zeros(len(scale))
+            for each in states:
+                scaled = each.float() / scale
+                gram += scaled.T @ scaled / count
+                total += scaled.sum(dim=0) / count
+            ridge = gram + 1e-3 * torch.eye(len(scale))
+            with torch.no_grad():
+                head.weight.copy_(constant * torch.linalg.solve(ridge, total))
         return cls(head.cpu(), scale)
 
     def forward(self, states: Tensor) -> Tensor:

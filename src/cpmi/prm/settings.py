@@ -76,7 +76,7 @@ class TrainSettings:
     warmup: float = 0.05
     schedule: str = "cosine"
     held_out: float = 0.1
-    patience: int = 3
+    patience: int = 5
     max_tokens: int | None = None
     too_long: TooLong = "refuse"
     gradient_checkpointing: bool = False
@@ -102,8 +102,8 @@ class TrainSettings:
         features = self.tune in ("features", "head")
         suits: dict[str, Any] = {
             "epochs": 30.0 if self.tune == "features" else 2.0,
-            "batch_size": 64 if features else 32,
-            "forward_size": 64 if self.tune == "features" else 8,
+            "batch_size": 32,
+            "forward_size": 32 if self.tune == "features" else 8,
             "rate": {"lora": 2e-4}.get(self.tune, 2e-5),
             "head_rate": 1e-3 if features else 3e-4,
         }

@@ -28,7 +28,7 @@ from cpmi.prm.features import FeatureCache
 from cpmi.prm.network import Scaled, StepScorer, decoder_of
 from cpmi.prm.settings import TrainReport, TrainSettings
 from cpmi.prm.states import StateReader
-from cpmi.prm.trainer import Example, Rates, Report, StepTrainer, constant_loss, last_checkpoint
+from cpmi.prm.trainer import Example, Rates, Report, StepTrainer, best_constant, constant_loss, last_checkpoint
 from cpmi.records import JSON, write_whole
 
 logger = logging.getLogger("cpmi")
@@ -322,10 +322,10 @@ class _Training:
         from transformers import EarlyStoppingCallback
 
         settings, args = self.settings, self.args
+        constant = best_constant(train_on, settings.objective)
         if settings.tune == "features":
-            network = StepScorer(
-                None, Scaled.over(network.score, [each.states for each in train_on if each.states is not None])
-            )
+            states = [each.states for each in train_on if each.states is not None]
+            network = StepScorer(None, Scaled.over(network.score, states, constant))
         callbacks: list[Any] = [Report(lambda step, steps, latest: self.on_progress("training", step, steps, latest))]
         if watch:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.patience))
@@ -344,7 +344,7 @@ class _Training:
         ]
         if watch:
             report.best_loss = trainer.state.best_metric
-            report.constant_loss = constant_loss(train_on, watch, settings.objective)
+            report.constant_loss = constant_loss(constant, watch, settings.objective)
         report.epochs = float(trainer.state.epoch or 0)
         if isinstance(network.score, Scaled):
             network.score.fold()

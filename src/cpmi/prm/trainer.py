@@ -24,6 +24,7 @@ from cpmi.prm.objectives import ObjectiveSettings, loss_sum, units
 from cpmi.protocols import FloatArray
 
 _WEIGHTS = "trained.safetensors"
+_AT_A_TIME = 1024  # examples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -274,27 +275,38 @@ class Report(TrainerCallback):
         self._on_progress(state.global_step, state.max_steps, dict(self._latest))
 
 
-def constant_loss(train: Sequence[Example], watch: Sequence[Example], settings: ObjectiveSettings) -> float:
-    """The loss of the held-out trajectories if every step has one score, the best one for those trained on."""
-
-    def loss(score: Tensor, examples: Sequence[Example]) -> Tensor:
-        batch = collate([{"example": each} for each in examples])
-        targets, weights = batch["targets"], batch["weights"]
-        return loss_sum(score.expand_as(targets), targets, weights, settings) / units(targets, weights, settings)
-
-    bare = [replace(each, states=torch.zeros(len(each.targets), 1)) for each in train]  # nothing to be padded
+def best_constant(examples: Sequence[Example], settings: ObjectiveSettings) -> float:
+    """The score that, given to every step, has the least loss."""
     score = torch.zeros((), requires_grad=True)
     finder = torch.optim.LBFGS([score], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         finder.zero_grad()
-        value = loss(score, bare)
+        value = _loss_of_constant(score, examples, settings)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     finder.step(closure)  # type: ignore[no-untyped-call]
+    return float(score.detach())
+
+
+def constant_loss(score: float, examples: Sequence[Example], settings: ObjectiveSettings) -> float:
+    """The loss of these trajectories if every step has this score."""
     with torch.no_grad():
-        return float(loss(score, [replace(each, states=torch.zeros(len(each.targets), 1)) for each in watch]))
+        return float(_loss_of_constant(torch.tensor(score), examples, settings))
+
+
+def _loss_of_constant(score: Tensor, examples: Sequence[Example], settings: ObjectiveSettings) -> Tensor:
+    total, count = torch.zeros(()), torch.zeros(())
+    for start in range(0, len(examples), _AT_A_TIME):  # pairs of steps take room
+        some = [
+            replace(each, states=torch.zeros(len(each.targets), 1)) for each in examples[start : start + _AT_A_TIME]
+        ]
+        batch = collate([{"example": each} for each in some])
+        targets, weights = batch["targets"], batch["weights"]
+        total = total + loss_sum(score.expand_as(targets), targets, weights, settings)
+        count = count + units(targets, weights, settings)
+    return total / count.clamp(min=1e-9)
 
 
 def last_checkpoint(folder: Path) -> str | None:
