@@ -9,7 +9,7 @@ text once: the first of every question, then the second of every question, and s
 order of a hash.
 
 ``table`` cuts every kind of labels, and the human ones, to the same first trajectories; for each size it trains a head
-with the defaults of ``cpmi train`` (but a fifth of the questions held out) and scores the two test sets. Everything is a
+with the defaults of ``cpmi train`` (but a fifth of the questions held out) and scores both test sets. Everything is a
 ``cpmi`` command, printed as it runs; what is there already is not done again.
 """
 

@@ -197,7 +197,14 @@ def _base() -> str:
         (["targets.jsonl", "--objective", "pqm", "--weight-by", "target"], "pqm compares steps"),
         (["targets.jsonl", "--epochs", "0"], "epochs must be above 0"),
         (["targets.jsonl", "--log-to", "wandb"], "wandb"),
-        (["targets.jsonl", "--device", "cuda:7"], "device 'cuda:7' cannot be used"),
+        (["targets.jsonl", "--device", "cuda"], "device 'cuda' cannot be used"),
+        (["targets.jsonl", "--device", "cuda:1"], "device 'cuda:1': training takes the first it sees"),
+        (["targets.jsonl", "--learning-rate", "1e-4"], "--learning-rate is for --tune lora or full, not for features"),
+        (["targets.jsonl", "--tune", "full", "--features", "f"], "--features is for --tune features, not for full"),
+        (["targets.jsonl", "--lora-rank", "8"], "--lora-rank is for --tune lora, not for features"),
+        (["targets.jsonl", "--no-merge"], "--merge is for --tune lora, not for features"),
+        (["targets.jsonl", "--gamma", "1"], "--gamma is for --objective focal, not for bce"),
+        (["targets.jsonl", "--held-out", "0", "--patience", "2"], "--patience needs trajectories that are held out"),
     ],
 )
 def test_training_that_cannot_be(arguments: list[str], says: str, cpmi: Any, base: Path) -> None:
@@ -218,6 +225,7 @@ def test_training_that_cannot_be(arguments: list[str], says: str, cpmi: Any, bas
         (["t.jsonl", "--prm", "prm", "--family", "tlr"], "did you mean 'trl'?"),
         (["t.jsonl", "--prm", "prm", "--features", "prm"], "prm holds no cached features"),
         (["t.jsonl", "--prm", "prm", "--features", "features", "--dtype", "bfloat16"], "features of another decoder"),
+        (["t.jsonl", "--prm", "prm", "--family", "trl"], "leave --family out"),
     ],
 )
 def test_scoring_that_cannot_be(arguments: list[str], says: str, trained: Any) -> None:

@@ -643,3 +643,18 @@ def test_a_gguf_file_by_its_path(smollm2: HFModel, capfd: pytest.CaptureFixture[
     (half,), (full,) = values(model.logprobs([tree])), values(smollm2.logprobs([tree]))
     np.testing.assert_allclose(half, full, atol=0.5)
     assert full[-1] > -2
+
+
+def test_the_revision_of_a_hub_model_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers 5.24 no longer says it in the configuration; the place in the hub's cache does."""
+    from cpmi.models.loading import revision_of
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    found = tmp_path / "models--org--name" / "snapshots" / commit / "config.json"
+    monkeypatch.setattr("transformers.utils.hub.cached_file", lambda *_, **__: str(found))
+    assert revision_of("org/name") == commit
+    assert revision_of("org/name/model-q8.gguf") == f"{commit}/model-q8.gguf"
+    monkeypatch.setattr("transformers.utils.hub.cached_file", lambda *_, **__: None)
+    assert revision_of("org/name") is None
+    (tmp_path / "config.json").write_text("{}")
+    assert len(revision_of(str(tmp_path)) or "") == 16

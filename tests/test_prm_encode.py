@@ -13,7 +13,7 @@ from tokenizers import normalizers
 from cpmi import Trajectory
 from cpmi.errors import InputError
 from cpmi.models.tokenizing import SegmentTokenizer
-from cpmi.prm.encode import DialogEncoder, Encoded, JoinedEncoder, StepFormat, encode_all
+from cpmi.prm.encode import DialogEncoder, Encoded, JoinedEncoder, StepFormat
 from tiny_models import byte_tokenizer, metaspace_tokenizer
 
 BLANK_LINE = 258  # in the byte tokenizer with merges
@@ -136,12 +136,6 @@ def test_the_first_steps_of_an_encoding() -> None:
     assert encoded.first_steps(2) == Encoded((10, 11, 12, 13), (2, 3))
     assert encoded.first_steps(1) == Encoded((10, 11, 12), (2,))
     assert encoded.first_steps(0) == Encoded((), ())
-
-
-def test_all_in_order() -> None:
-    encoder = JoinedEncoder(segments("bytes"))
-    some = [Trajectory("Q", ("b",)), Trajectory("Q", ("a", "c")), Trajectory("P", ())]
-    assert encode_all(encoder, some) == [encoder.encode(each) for each in some]
 
 
 # --- what must hold -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from cpmi.models import ModelSettings
 from cpmi.prm.data import TargetRow, WeightSettings, split_by_question
 from cpmi.prm.encode import StepFormat
 from cpmi.prm.model import PRM
-from cpmi.prm.network import Scaled
+from cpmi.prm.network import Scaled, StepScorer
 from cpmi.prm.objectives import OBJECTIVES, ObjectiveSettings, loss_sum
 from cpmi.prm.settings import LoraSettings, TrainSettings, Tune
 from cpmi.prm.train import train
@@ -205,8 +206,13 @@ def test_another_training_is_not_gone_on_with(base: Path, tmp_path: Path) -> Non
         train(rows(), settings(base, "full"), tmp_path / "prm", on_progress=stop_at(4))
     with pytest.raises(InputError, match=r"unfinished training with other settings \(head_rate, seed\)"):
         train(rows(), settings(base, "full", seed=1, head_rate=0.5), tmp_path / "prm")
-    with pytest.raises(InputError, match=r"with other settings \(rows\)"):
+    with pytest.raises(InputError, match=r"with other settings \(targets\)"):
         train(rows(10), settings(base, "full"), tmp_path / "prm")
+    flipped = [replace(row, targets=tuple(None if t is None else 1 - t for t in row.targets)) for row in rows()]
+    with pytest.raises(InputError, match=r"with other settings \(targets\)"):
+        train(flipped, settings(base, "full"), tmp_path / "prm")
+    # What changes nothing that is learned may change.
+    train(rows(), settings(base, "full", forward_size=2, gradient_checkpointing=True), tmp_path / "prm")
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="is there already"):
         train(rows(), settings(base), tmp_path / "there")
@@ -475,6 +481,8 @@ def test_the_separator_of_a_tokenizer_that_merges_it(tmp_path: Path) -> None:
     [
         ({"held_out": 1.0}, "held out"),
         ({"warmup": -0.1}, "warm up"),
+        ({"seed": 2**32}, "the seed must be at least 0 and below"),
+        ({"tune": "lora", "head": "mlp", "lora": LoraSettings(merge=False)}, "go with a linear head"),
         ({"epochs": 0}, "epochs must be above 0"),
         ({"batch_size": 0}, "batch size must be above 0"),
         ({"objective": ObjectiveSettings("pqm"), "weights": WeightSettings(by="reward")}, "pqm compares steps"),
@@ -491,6 +499,91 @@ def test_batches_that_cannot_be_cut(base: Path, tmp_path: Path) -> None:
         train(rows(), settings(base, forward_size=3), tmp_path / "prm")
 
 
+def test_a_batch_that_is_not_named_is_cut_as_it_can_be(base: Path, tmp_path: Path) -> None:
+    train(rows(), settings(base, "lora", batch_size=9), tmp_path / "prm")
+    train(rows(), settings(base, batch_size=67), tmp_path / "features")
+
+
+def test_out_of_memory_is_a_line_and_what_was_done_is_kept(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def runs_out(scores: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # in the second epoch
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss_sum(scores, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cpmi.prm.trainer.loss_sum", runs_out)
+        patched.setattr("cpmi.prm.trainer.best_constant", lambda *_: 0.0)
+        patched.setattr("cpmi.prm.train.best_constant", lambda *_: 0.0)
+        with pytest.raises(CpmiError, match="out of memory with 8 trajectories at a time; run the same with a smaller"):
+            train(rows(), settings(base, "full"), tmp_path / "prm")
+    train(rows(), settings(base, "full"), tmp_path / "whole")
+    train(rows(), settings(base, "full", forward_size=4), tmp_path / "prm")
+    assert same(tmp_path / "prm", tmp_path / "whole")
+
+
+def test_patience_is_not_forgotten_when_a_training_goes_on(base: Path, tmp_path: Path) -> None:
+    chosen = settings(base, epochs=60, held_out=0.3, patience=2, head_rate=0.5)
+    whole = train(rows(40), chosen, tmp_path / "whole")
+    with pytest.raises(_Killed):
+        train(rows(40), chosen, tmp_path / "prm", on_progress=stop_at(round(whole.epochs) * 4 - 1))
+    assert train(rows(40), chosen, tmp_path / "prm").epochs == whole.epochs
+
+
+def test_features_do_not_lie_where_the_model_goes(base: Path, tmp_path: Path) -> None:
+    for place in ("prm", "prm/features", "prm.training/features"):
+        with pytest.raises(InputError, match="lies in the folder of the reward model"):
+            train(rows(), settings(base), tmp_path / "prm", features=tmp_path / place)
+    with pytest.raises(InputError, match="names no folder of its own"):
+        train(rows(), settings(base), Path())
+
+
+def test_nothing_to_rank_or_to_divide(base: Path, tmp_path: Path) -> None:
+    alike = [replace(row, targets=(row.targets[0] or 0.0,) * len(row.steps)) for row in rows()]
+    with pytest.raises(InputError, match="no trajectory to train on has two steps with different targets"):
+        train(alike, settings(base, objective=ObjectiveSettings("pairwise")), tmp_path / "prm")
+    with pytest.raises(InputError, match="all targets are on one side of 2; choose another --hard-at"):
+        train(rows(), settings(base, objective=ObjectiveSettings("bce-hard", hard_at=2.0)), tmp_path / "prm")
+
+
+def test_an_adapter_is_told_from_its_base(base: Path, tmp_path: Path) -> None:
+    """Its states are others, and its base must be the one it was trained on."""
+    from cpmi.prm.checkpoint import open_checkpoint
+    from cpmi.prm.features import FeatureCache
+
+    own = tmp_path / "base"
+    shutil.copytree(base, own)
+    shared = tmp_path / "features"
+    train(rows(), settings(own), tmp_path / "plain", features=shared)
+    train(rows(), settings(own, "lora", lora=LoraSettings(merge=False)), tmp_path / "kept")
+    where = ModelSettings(str(tmp_path / "kept"), device="cpu")
+    with pytest.raises(InputError, match="holds features of another decoder"):
+        PRM(open_checkpoint(where), where, cache=FeatureCache(shared))
+    with pytest.raises(InputError, match="says in its configuration how it is read; leave --family out"):
+        open_checkpoint(where, "trl")
+    tiny_model("llama", seed=1).save_pretrained(own)
+    with pytest.raises(InputError, match="is an adapter for another revision of"):
+        open_checkpoint(where)
+    shutil.rmtree(own)
+    with pytest.raises(InputError, match="kept is an adapter, and its base does not load: .*no such folder"):
+        open_checkpoint(where)
+
+
+def test_a_frozen_decoder_has_no_dropout(base: Path) -> None:
+    model = tiny_model("llama")
+    network = StepScorer(model.model, torch.nn.Linear(32, 1)).train()
+    assert network.backbone is not None
+    assert network.backbone.training
+    network.backbone.requires_grad_(False)
+    assert not network.train().backbone.training  # type: ignore[union-attr]
+    assert network.score.training
+
+
 def test_layers_that_get_no_adapter(base: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"adapters cannot be added: .*; name layers with --lora-targets"):
         train(rows(), settings(base, "lora", lora=LoraSettings(targets=("nothing",))), tmp_path / "prm")
@@ -505,6 +598,7 @@ def test_figures_go_to_tensorboard(base: Path, tmp_path: Path) -> None:
 
     train(rows(), chosen, tmp_path / "prm", on_progress=look)
     assert files
+    assert list((tmp_path / "prm" / "runs").rglob("events.out.tfevents*"))
 
 
 def test_gradient_checkpointing_changes_nothing(base: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -459,7 +460,7 @@ def write_whole(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
     """A file to write that takes its name only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial

@@ -28,6 +28,12 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
+def was_given(ctx: typer.Context, name: str) -> bool:
+    """Whether an option was said on the command line."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def note_missing_parts(*runs: Path) -> None:
     """Say on standard error which of these runs are not finished."""
     from cpmi.runs import RunDirectory

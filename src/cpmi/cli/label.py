@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cpmi.cli.app import Json, app
+from cpmi.cli.app import Json, app, was_given
 from cpmi.cli.running import run_job
 from cpmi.errors import InputError
 
@@ -164,7 +164,7 @@ def label(
         "outcome": OutcomeSettings,
     }
     needs_prover = method == "pav" and best_of is None
-    if method == "pav" and best_of is not None and (prover_option or _given(ctx, "prover_rollouts")):
+    if method == "pav" and best_of is not None and (prover_option or was_given(ctx, "prover_rollouts")):
         raise InputError("--prover-rollouts and --prover-option are for a prover that is another model; leave them out")
     job = LabelJob(
         trajectories, output,
@@ -180,13 +180,8 @@ def _refuse_options_of_other_methods(ctx: typer.Context, method: Method) -> None
     """An option that would change nothing is a mistake worth a line."""
     for parameter in ctx.command.params:
         methods = _PANELS.get(getattr(parameter, "rich_help_panel", None) or "")
-        if methods and method not in methods and _given(ctx, parameter.name or ""):
+        if methods and method not in methods and was_given(ctx, parameter.name or ""):
             raise InputError(f"{parameter.opts[0]} is for --method {' or '.join(methods)}, not for {method}")
-
-
-def _given(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _best_of(prover: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cpmi.cli.app import Json, Trajectories, app, note_missing_parts, print_json
+from cpmi.cli.app import Json, Trajectories, app, note_missing_parts, print_json, was_given
 from cpmi.errors import InputError
 
 # The same names as in cpmi.normalizers, which is not imported here: it loads numpy.
@@ -44,7 +44,7 @@ def targets(
 
     def refuse(names: tuple[str, ...], option: str, why: str) -> None:
         for name in names:
-            if (source := ctx.get_parameter_source(name)) is not None and source.name == "COMMANDLINE":
+            if was_given(ctx, name):
                 raise InputError(f"--{name} and {option}: {why}; leave one of the two out")
 
     fitting = ("normalizer", "temperature", "at", "outliers")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cpmi.cli.app import Json, app, print_json
+from cpmi.cli.app import Json, app, print_json, was_given
 from cpmi.cli.running import stop_like_ctrl_c
 from cpmi.errors import InputError
 
@@ -31,6 +31,7 @@ def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
 
 @app.command()
 def train(
+    ctx: typer.Context,
     targets: Annotated[Path, typer.Argument(help="targets.jsonl, as cpmi targets writes it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the reward model.")],
     base_model: Annotated[
@@ -81,7 +82,8 @@ def train(
         int | None, _option(_RUN, "Trajectories of an optimizer step, over all processes; default: 64, or 32.", min=1)
     ] = None,
     forward_size: Annotated[
-        int | None, _option(_RUN, "Of these, how many at a time in each process; default: 8 (features: all).", min=1)
+        int | None,
+        _option(_RUN, "Of these, how many at a time in each process; default: at most 8 (features: 64).", min=1),
     ] = None,
     learning_rate: Annotated[float | None, _option(_RUN, "Of the decoder; default: 2e-5, lora 2e-4.")] = None,
     head_learning_rate: Annotated[float | None, _option(_RUN, "Default: 1e-3, with lora and full 3e-4.")] = None,
@@ -117,6 +119,7 @@ def train(
     from cpmi.prm.objectives import ObjectiveSettings
     from cpmi.prm.settings import LoraSettings, TrainSettings
 
+    _refuse_what_changes_nothing(ctx, tune, objective, held_out)
     settings = TrainSettings(
         base=ModelSettings(base_model, dtype, device, batch_tokens),
         tune=tune,
@@ -165,11 +168,38 @@ def train(
     typer.echo("  seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items()))
     if report.steps_cut or report.dropped:
         typer.echo(f"  too long: {report.steps_cut} steps cut, {report.dropped} whole trajectories left out")
+    if report.unused:
+        typer.echo(f"  {report.unused} trajectories have no step to learn from")
     if report.stray_marks:
         typer.echo(
             f"  {report.stray_marks} trajectories hold the separator's token elsewhere, too: whoever finds steps by it "
             "(vLLM's step_tag_id) sees more of them"
         )
+
+
+_ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "features": ("features",),
+    "batch_tokens": ("features",),
+    "learning_rate": ("lora", "full"),
+    "gradient_checkpointing": ("lora", "full"),
+    "bf16": ("lora", "full"),
+    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "merge"), ("lora",)),
+}
+_ONLY_OF: dict[str, tuple[str, ...]] = {"gamma": ("focal",), "margin": ("pqm",), "hard_at": ("bce-hard", "pqm")}
+
+
+def _refuse_what_changes_nothing(ctx: typer.Context, tune: str, objective: str, held_out: float) -> None:
+    """An option that would change nothing is a mistake worth a line."""
+    options = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
+    given = {name for name in options if name and was_given(ctx, name)}
+    for name in sorted(given & _ONLY_FOR.keys()):
+        if tune not in _ONLY_FOR[name]:
+            raise InputError(f"{options[name]} is for --tune {' or '.join(_ONLY_FOR[name])}, not for {tune}")
+    for name in sorted(given & _ONLY_OF.keys()):
+        if objective not in _ONLY_OF[name]:
+            raise InputError(f"{options[name]} is for --objective {' or '.join(_ONLY_OF[name])}, not for {objective}")
+    if "patience" in given and not held_out:
+        raise InputError("--patience needs trajectories that are held out; leave it or --held-out 0 out")
 
 
 def _text(written: str) -> str:

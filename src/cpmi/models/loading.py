@@ -83,7 +83,7 @@ def load_pretrained(auto_class: str, source: str, settings: ModelSettings, **con
     # Otherwise a model with code of its own would ask on the terminal whether to run it, and a run would wait.
     options["trust_remote_code"] = False
     try:
-        with quiet(transformers.utils.logging):
+        with _quiet(transformers.utils.logging):
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 where, **_only(options, "gguf_file", "trust_remote_code")
             )
@@ -97,8 +97,22 @@ def load_pretrained(auto_class: str, source: str, settings: ModelSettings, **con
         raise InputError(
             f"model {settings.name}: its config.json does not fit its weights ({', '.join(mismatched[:3])})"
         )
-    revision = getattr(model.config, "_commit_hash", None) or fingerprint(Path(source).expanduser())
-    return Loaded(model, tokenizer, tuple(sorted(loading["missing_keys"])), revision)
+    return Loaded(model, tokenizer, tuple(sorted(loading["missing_keys"])), revision_of(source))
+
+
+def revision_of(source: str) -> str | None:
+    """What tells this model from another of its name: a hub's commit (and file, where it holds several models), or a
+    fingerprint of local files; None where the hub's cache does not say."""
+    if (local := fingerprint(Path(source).expanduser())) is not None:
+        return local
+    hub = require("transformers", "hf").utils.hub
+    repository, _, file = source.rpartition("/") if source.endswith(".gguf") else (source, "", "config.json")
+    try:
+        found = hub.cached_file(repository, file, _raise_exceptions_for_missing_entries=False)
+    except OSError:
+        return None
+    commit: str | None = hub.extract_commit_hash(found, None)
+    return f"{commit}/{file}" if commit and source.endswith(".gguf") else commit
 
 
 def _one_line(error: BaseException) -> str:
@@ -138,7 +152,7 @@ def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 @contextmanager
-def quiet(bars: Any) -> Iterator[None]:
+def _quiet(bars: Any) -> Iterator[None]:
     """No table of missing weights (an error says it in one line), and progress bars only where somebody watches."""
     reports = logging.getLogger("transformers.modeling_utils")
     hide_bars = not sys.stderr.isatty() and bars.is_progress_bar_enabled()

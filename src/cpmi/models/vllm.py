@@ -10,13 +10,12 @@ import itertools
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from cpmi.errors import CpmiError, InputError
 from cpmi.models import ModelSettings
-from cpmi.models.loading import fingerprint
+from cpmi.models.loading import revision_of
 from cpmi.models.tokenizing import SegmentTokenizer
 from cpmi.models.vllm_loading import close_engine, lives_in_process, one_line, open_engine
 from cpmi.models.vllm_requests import Clock, TreeScores, Waiting, end_tokens, seed_of, vllm_params
@@ -53,8 +52,7 @@ def load_vllm(source: str, settings: ModelSettings) -> VLLMModel:
             had.
     """
     llm = open_engine(source, settings)
-    config = llm.llm_engine.model_config
-    revision = getattr(config.hf_config, "_commit_hash", None) or fingerprint(Path(source).expanduser())
+    revision = revision_of(source)
     options = {name: value for name, value in settings.options.items() if name not in _CHANGE_NOTHING}
     return VLLMModel(llm, name=settings.name, revision=revision, options=options)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import shutil
 import warnings
@@ -19,8 +20,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from cpmi.errors import CpmiError, InputError, require, unknown_name
-from cpmi.models import ModelSettings
-from cpmi.models.loading import Loaded, load_pretrained
+from cpmi.models import ModelSettings, hub_name
+from cpmi.models.loading import Loaded, fingerprint, load_pretrained
 from cpmi.models.tokenizing import SegmentTokenizer
 from cpmi.prm.encode import DialogEncoder, Encoder, JoinedEncoder, StepFormat
 from cpmi.prm.families import FAMILIES
@@ -108,13 +109,18 @@ def open_checkpoint(settings: ModelSettings, family: str | None = None) -> Opene
     transformers = require("transformers", "hf")
     if family is not None and family not in FAMILIES:
         raise unknown_name("family of reward models", family, FAMILIES)
-    source = settings.name
+    source = hub_name(settings.name)
+    settings = dataclasses.replace(settings, name=source)
     if (Path(source).expanduser() / "adapter_config.json").is_file():
+        if family is not None:
+            raise _knows_itself(source)
         return _open_adapter(settings)
     if family is not None and FAMILIES[family].words is not None:
         return _open_language_model(settings, family)
     loaded = _complete(load_pretrained("AutoModel", source, settings), settings)
     card = _card(loaded, source)
+    if card is not None and family is not None:
+        raise _knows_itself(source)
     kind = (getattr(loaded.model.config, "architectures", None) or ["?"])[0]
     if card is None and family is None:
         family = {"Qwen2ForProcessRewardModel": "qwen2.5-math-prm"}.get(kind)
@@ -130,6 +136,10 @@ def open_checkpoint(settings: ModelSettings, family: str | None = None) -> Opene
         raise InputError(f"model {source}: a {kind} that does not say how its steps are joined; name its --family")
     network = StepScorer(loaded.model, _head(weights, source).to(loaded.model.device))
     return _opened(network, loaded, card, family)
+
+
+def _knows_itself(source: str) -> InputError:
+    return InputError(f"model {source} says in its configuration how it is read; leave --family out")
 
 
 def _opened(network: StepScorer, loaded: Loaded, card: Card | None, family: str | None) -> Opened:
@@ -238,16 +248,22 @@ def _open_adapter(settings: ModelSettings) -> Opened:
     peft = require("peft", "train")
     folder = Path(settings.name).expanduser()
     try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
         row = json.loads((folder / "cpmi.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"model {folder}: an adapter that cpmi train did not write ({error})") from error
-    loaded = load_base(dataclasses.replace(settings, name=base))
+    card = Card.from_json(row, f"model {folder}")
+    try:
+        loaded = load_base(dataclasses.replace(settings, name=card.base))
+    except InputError as error:
+        raise InputError(f"model {folder} is an adapter, and its base does not load: {error}") from error
+    if loaded.revision != card.base_revision:
+        raise InputError(f"model {folder} is an adapter for another revision of {card.base} than what is there now")
     with old_names_of_peft():
         adapted = peft.PeftModel.from_pretrained(loaded.model, str(folder))
     inner = adapted.get_base_model()
-    network = StepScorer(decoder_of(inner, base), inner.score)
-    return _opened(network, loaded, Card.from_json(row, f"model {folder}"), None)
+    network = StepScorer(decoder_of(inner, card.base), inner.score)
+    both = hashlib.sha256(f"{loaded.revision} {fingerprint(folder)}".encode()).hexdigest()[:16]
+    return _opened(network, dataclasses.replace(loaded, revision=both), card, None)
 
 
 @contextlib.contextmanager
@@ -264,8 +280,6 @@ def load_base(settings: ModelSettings) -> Loaded:
     Raises:
         InputError: it does not load, or is no decoder with a head ``score``.
     """
-    from cpmi.models import hub_name
-
     source = hub_name(settings.name)
     loaded = load_pretrained("AutoModelForSequenceClassification", source, settings, num_labels=1)
     if not isinstance(getattr(loaded.model, "score", None), nn.Module):
@@ -289,6 +303,8 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Card, record
     Raises:
         CpmiError: the disk is full, or the folder cannot be written.
     """
+    from safetensors import SafetensorError
+
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         if partial.exists():
@@ -303,7 +319,7 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Card, record
         tokenizer.save_pretrained(partial)
         if (partial / "adapter_config.json").exists():
             write_whole(partial / "cpmi.json", (json.dumps(card.to_json(), indent=1) + "\n").encode())
-        write_whole(partial / "training.json", (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(partial / "training.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
         partial.rename(folder)
-    except OSError as error:
-        raise CpmiError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        raise CpmiError(f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error})") from error

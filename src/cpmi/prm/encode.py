@@ -6,7 +6,6 @@ it, and the position of a step is known by construction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -171,8 +170,3 @@ class DialogEncoder:
             ids += self._tokenizer.encode(self.GOOD)
             turns.append(("assistant", self.GOOD))
         return Encoded(tuple(ids[: ends[-1] + 1] if ends else ids), tuple(ends))
-
-
-def encode_all(encoder: Encoder, trajectories: Sequence[Trajectory]) -> list[Encoded]:
-    """``encode`` for each, in order."""
-    return [encoder.encode(trajectory) for trajectory in trajectories]

@@ -12,9 +12,10 @@ Several processes may write into one folder.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from cpmi.errors import InputError
 from cpmi.prm.encode import Encoded
 from cpmi.prm.states import StateReader, StepStates
-from cpmi.records import JSON, write_whole
+from cpmi.records import JSON, Cost, write_whole
 
 FORMAT = 1
 _AT_A_TIME = 256  # trajectories in a file: what a kill may cost
@@ -58,6 +59,11 @@ class FeatureCache:
         Raises:
             InputError: they are another's.
         """
+        if revision is None:
+            raise InputError(
+                "the hub's cache does not say which revision this model has, so that its features could be taken for "
+                "another's; download it into a folder, and name that"
+            )
         file = self._folder / "manifest.json"
         here: dict[str, JSON] = {"format": FORMAT, "decoder": revision, "dtype": dtype}
         if file.exists():
@@ -83,23 +89,27 @@ class FeatureCache:
         """
         keys = [_key(each) for each in encoded]
         missing = [index for index, key in enumerate(keys) if key not in self._places]
-        errors: dict[int, StepStates] = {}
-        computed: dict[int, StepStates] = {}
+        errors: dict[str, StepStates] = {}
+        costs: dict[str, Cost] = {}
+        waiting: dict[str, Tensor] = {}
 
         def keep(place: int, found: StepStates) -> None:
-            index = missing[place]
-            (errors if found.states is None else computed)[index] = found
+            key = keys[missing[place]]
+            costs[key] = costs.get(key, Cost()) + found.cost
+            if found.states is None:
+                errors[key] = found
+            else:
+                waiting[key] = found.states
             on_done(found)
-            if len(waiting := [i for i in computed if keys[i] not in self._places]) >= _AT_A_TIME:
-                self._write([(keys[i], computed[i].states) for i in waiting])
+            if len(waiting) >= _AT_A_TIME:
+                self._write(waiting)
+                waiting.clear()
 
         reader.read([encoded[index] for index in missing], keep)
-        self._write([(keys[i], found.states) for i, found in computed.items() if keys[i] not in self._places])
+        self._write(waiting)
         opened: dict[Path, Tensor] = {}
-        return [
-            errors.get(index) or computed.get(index) or StepStates(self._read(key, opened))
-            for index, key in enumerate(keys)
-        ]
+        # What was written is mapped from disk, and takes no memory; of equal trajectories the first one has the cost.
+        return [errors.get(key) or StepStates(self._read(key, opened), costs.pop(key, Cost())) for key in keys]
 
     def _read(self, key: str, opened: dict[Path, Tensor]) -> Tensor:
         from safetensors.torch import load_file
@@ -109,17 +119,14 @@ class FeatureCache:
             opened[file] = load_file(file)["states"]  # mapped, not read
         return opened[file][start : start + count]
 
-    def _write(self, rows: Sequence[tuple[str, Tensor | None]]) -> None:
+    def _write(self, rows: Mapping[str, Tensor]) -> None:
         from safetensors.torch import save
 
-        found = [(key, states) for key, states in rows if states is not None]
-        if not found:
+        if not rows:
             return
-        table, start = [], 0
-        for key, states in found:
-            table.append((key, start, len(states)))
-            start += len(states)
-        whole = torch.cat([states for _, states in found]).contiguous()
+        ends = list(itertools.accumulate(map(len, rows.values()), initial=0))
+        table = [(key, start, len(states)) for start, (key, states) in zip(ends, rows.items(), strict=False)]
+        whole = torch.cat(list(rows.values())).contiguous()
         file = self._folder / f"states-{uuid.uuid4().hex}.safetensors"
         write_whole(file, save({"states": whole}, metadata={"rows": json.dumps(table)}))
         self._places |= {key: (file, start, count) for key, start, count in table}

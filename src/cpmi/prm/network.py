@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,13 @@ class StepScorer(nn.Module):
         states: Tensor = out.last_hidden_state
         places = ends.clamp(min=0).unsqueeze(-1).expand(-1, -1, states.shape[-1])
         return states.gather(1, places).masked_fill(ends.unsqueeze(-1) < 0, 0)
+
+    def train(self, mode: bool = True) -> StepScorer:
+        """See ``nn.Module.train``; a decoder that is not trained has no dropout either."""
+        super().train(mode)
+        if self.backbone is not None and not any(weight.requires_grad for weight in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
 
     def save_memory(self) -> None:
         """Gradient checkpointing: compute the decoder's inner states again instead of keeping them."""
@@ -136,19 +143,19 @@ class Scaled(nn.Module):
             constant: the score that a linear head begins with at every step. It has no bias; but some dimensions are
                 nearly constant, and ridge regression finds what combination of them is 1 everywhere.
         """
-        squares = torch.stack([each.float().square().sum(dim=0) for each in states]).sum(dim=0)
-        count = sum(map(len, states))
+        squares, count = torch.zeros(states[0].shape[1]), sum(map(len, states))
+        for some in _chunks(states):
+            squares += some.square().sum(dim=0)
         scale = (squares / count).sqrt().clamp(min=1e-6)
         if isinstance(head, nn.Linear):
-            gram = torch.zeros(len(scale), len(scale))
-            total = torch.zeros(len(scale))
-            for each in states:
-                scaled = each.float() / scale
-                gram += scaled.T @ scaled / count
-                total += scaled.sum(dim=0) / count
-            ridge = gram + 1e-3 * torch.eye(len(scale))
+            gram, total = torch.zeros(len(scale), len(scale)), torch.zeros(len(scale))
+            for some in _chunks(states):
+                scaled = some / scale
+                gram.addmm_(scaled.T, scaled)
+                total += scaled.sum(dim=0)
+            ridge = gram / count + 1e-3 * torch.eye(len(scale))
             with torch.no_grad():
-                head.weight.copy_(constant * torch.linalg.solve(ridge, total))
+                head.weight.copy_(constant * torch.linalg.solve(ridge, total / count))
         return cls(head.cpu(), scale)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -164,3 +171,9 @@ class Scaled(nn.Module):
         scale: Any = self.scale
         first.weight.div_(scale.to(first.weight.device))
         scale.fill_(1.0)
+
+
+def _chunks(states: Sequence[Tensor]) -> Iterator[Tensor]:
+    """(steps, H) in float32, of some hundred trajectories at a time."""
+    for start in range(0, len(states), 512):
+        yield torch.cat(list(states[start : start + 512])).float()

@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from cpmi.errors import InputError, unknown_name
 
-Reading = Literal["sigmoid", "identity", "softmax"]
+Reading = Literal["sigmoid", "identity"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class ObjectiveSettings:
         gamma: of ``focal``: how much what is already right counts less.
         margin: zeta of ``pqm``: how far right steps are to stand above wrong ones.
         label_smoothing: e: a target t becomes t (1 - e) + e / 2.
-        small_loss: share of the steps of each forward batch, those with the largest loss, that are not learned from
-            after the first epoch: a weak label that disagrees with all that was learned is likely a wrong one.
+        small_loss: about this share of the steps of each forward batch (so that here it matters how data is cut),
+            those with the largest loss, is not learned from after the first epoch: a weak label that disagrees with all that was learned is likely a wrong one.
 
     Raises:
         InputError: an unknown objective, a number out of its range, an option that the objective does not have.

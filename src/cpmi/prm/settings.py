@@ -92,6 +92,10 @@ class TrainSettings:
         for name in ("epochs", "batch_size", "forward_size", "rate", "head_rate", "max_tokens", "patience"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise InputError(f"{name.replace('_', ' ')} must be above 0, not {value}")
+        if self.tune == "lora" and self.head == "mlp" and not self.lora.merge:
+            raise InputError("adapters that are kept apart go with a linear head; merge them, or take --head linear")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"the seed must be at least 0 and below 2**32, not {self.seed}")
         if self.objective.kind.ranks and self.weights.by != "none":
             raise InputError(f"{self.objective.name} compares steps, and cannot count them by their confidence")
         if self.objective.kind.ranks and self.weights.positive != 1.0:
@@ -103,7 +107,6 @@ class TrainSettings:
         suits: dict[str, Any] = {
             "epochs": 30.0 if self.tune == "features" else 2.0,
             "batch_size": 32,
-            "forward_size": 32 if self.tune == "features" else 8,
             "rate": {"lora": 2e-4}.get(self.tune, 2e-5),
             "head_rate": 1e-3 if features else 3e-4,
         }
@@ -119,6 +122,7 @@ class TrainReport:
         trained, held_out: trajectories on either side.
         steps: annotated steps that were learned from.
         steps_cut, dropped: steps and whole trajectories that were too long.
+        unused: trajectories without a step to learn from.
         stray_marks: trajectories that hold the separator's token elsewhere, too.
         best_loss: of the held-out trajectories; None where there are none.
         constant_loss: theirs for the best constant score: whoever has no less has learned nothing.
@@ -135,6 +139,7 @@ class TrainReport:
     steps_cut: int = 0
     dropped: int = 0
     stray_marks: int = 0
+    unused: int = 0
     best_loss: float | None = None
     constant_loss: float | None = None
     epochs: float = 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import importlib.util
 import json
 import logging
 import platform
@@ -14,24 +16,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from cpmi import __version__
 from cpmi.errors import CpmiError, InputError, require
-from cpmi.models.loading import Loaded, quiet
+from cpmi.models import hub_name
+from cpmi.models.loading import Loaded
+from cpmi.models.memory import is_out_of_memory
 from cpmi.models.tokenizing import SegmentTokenizer
 from cpmi.prm.checkpoint import Card, load_base, old_names_of_peft, save_checkpoint
 from cpmi.prm.data import TargetRow, check_targets, split_by_question, step_weights
 from cpmi.prm.encode import Encoded, JoinedEncoder
 from cpmi.prm.features import FeatureCache
 from cpmi.prm.network import Scaled, StepScorer, decoder_of
+from cpmi.prm.objectives import units
 from cpmi.prm.settings import TrainReport, TrainSettings
 from cpmi.prm.states import StateReader
 from cpmi.prm.trainer import Example, Rates, Report, StepTrainer, best_constant, constant_loss, last_checkpoint
 from cpmi.records import JSON, write_whole
 
 logger = logging.getLogger("cpmi")
+
+_FORWARD = {"features": 64, "head": 8, "lora": 8, "full": 8}  # trajectories in one pass, at most
 
 OnProgress = Callable[[str, int, int, Mapping[str, float]], None]
 
@@ -81,8 +89,13 @@ class _Training:
         self.settings = settings
         self.output = output
         self.maps = maps
+        if not output.name:
+            raise InputError(f"{output} names no folder of its own; choose another --output")
         self.work = output.with_name(f"{output.name}.training")
         self.features = features or self.work / "features"
+        place = self.features.resolve()
+        if features is not None and {output.resolve(), self.work.resolve()} & {place, *place.parents}:
+            raise InputError(f"{features} lies in the folder of the reward model; choose another --features")
         self.on_progress = on_progress
         self.report = TrainReport(output)
 
@@ -97,9 +110,12 @@ class _Training:
         rows, encoded = self._encode(encoder, loaded)
         weights = step_weights(rows, settings.weights)
         used = [i for i, each in enumerate(weights) if (each > 0).any()]
+        self.report.unused += len(rows) - len(used)
         held = self._hold_out([rows[i] for i in used])
+        targets = [rows[i].array("targets") for i in used]
+        self._check_units(targets, [weights[i] for i in used], held)
         network = self._network(loaded)
-        self._claim_work()  # until here nothing was spent
+        self._claim_work(loaded)  # until here nothing was spent
         examples = [Example(rows[i].id, encoded[i], rows[i].array("targets"), weights[i]) for i in used]
         if settings.tune == "features":
             states = self._states([example.encoded for example in examples], network, loaded)
@@ -118,9 +134,13 @@ class _Training:
         from transformers import TrainingArguments
 
         settings = self.settings
-        for name in {settings.log_to} - {"none"}:
-            require(name, "train")
+        if settings.log_to == "wandb" and importlib.util.find_spec("wandb") is None:
+            raise InputError("logging to wandb needs its package; run: pip install wandb")
+        if settings.log_to == "tensorboard":
+            require("tensorboard", "train")
         wanted = settings.base.device
+        if ":" in wanted:
+            raise InputError(f"device {wanted!r}: training takes the first it sees; use CUDA_VISIBLE_DEVICES")
         on_cpu = wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available())
         # Where only adapters or a head are trained, what is frozen computes in its own dtype anyway.
         suits = not on_cpu and settings.tune in ("lora", "full") and torch.cuda.is_bf16_supported()
@@ -129,8 +149,6 @@ class _Training:
         arguments: dict[str, Any] = {
             "output_dir": str(self.work / "checkpoints"),
             "num_train_epochs": settings.epochs,
-            "per_device_train_batch_size": settings.forward_size,
-            "per_device_eval_batch_size": settings.forward_size,
             "weight_decay": settings.weight_decay,
             "warmup_steps": settings.warmup,
             "lr_scheduler_type": settings.schedule,
@@ -152,11 +170,15 @@ class _Training:
             "dataloader_pin_memory": not on_cpu,
             "report_to": [] if settings.log_to == "none" else [settings.log_to],
             "disable_tqdm": True,
+            "restore_callback_states_from_checkpoint": True,  # patience that was lost already stays lost
         }
         args = TrainingArguments(**arguments)
-        forward, batch = settings.forward_size or 1, settings.batch_size or 1
-        forward = min(forward, max(1, batch // args.world_size))
-        if batch % (forward * args.world_size):
+        args._n_gpu = min(1, args.n_gpu)  # noqa: SLF001 - several GPUs are several processes here: torchrun
+        batch = settings.batch_size or 1
+        each = batch // args.world_size
+        fitting = (size for size in range(min(_FORWARD[settings.tune], max(each, 1)), 0, -1) if each % size == 0)
+        forward = settings.forward_size or next(fitting)
+        if not each or batch % (forward * args.world_size):
             raise InputError(
                 f"the batch of {batch} trajectories cannot be cut into {args.world_size} processes with {forward} at a "
                 "time; choose another --batch-size or --forward-size"
@@ -169,26 +191,28 @@ class _Training:
     def _is_first(self) -> bool:
         return int(self.args.process_index) == 0
 
-    def _claim_work(self) -> None:
+    def _claim_work(self, loaded: Loaded) -> None:
         """The folder to work in is this training's own.
 
         Raises:
             InputError: it holds what another training has paid for, with what differs.
         """
         settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.settings)))
-        manifest = {"settings": settings, "rows": len(self.rows)}
+        for name in ("log_to", "forward_size", "gradient_checkpointing"):
+            del settings[name]  # they change nothing that is learned
+        settings |= {"base": [settings["base"][name] for name in ("name", "dtype")], "base_revision": loaded.revision}
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(repr(dataclasses.astuple(row)).encode())
+        manifest = settings | {"targets": digest.hexdigest()}
         file = self.work / "manifest.json"
         with self.args.main_process_first(desc="claim"):
             if self._is_first and file.exists() and last_checkpoint(self.work / "checkpoints"):
                 there = json.loads(file.read_text(encoding="utf-8"))
-                differ = [
-                    name for name in settings if name != "log_to" and there["settings"].get(name) != settings[name]
-                ]
-                differ += ["rows"] if there["rows"] != manifest["rows"] else []
-                if differ:
+                if differ := sorted(name for name in manifest if there.get(name) != manifest[name]):
                     raise InputError(
-                        f"{self.work} holds an unfinished training with other settings ({', '.join(sorted(differ))}); "
-                        "remove it, or choose another --output"
+                        f"{self.work} holds an unfinished training with other settings ({', '.join(differ)}); remove "
+                        "it, or choose another --output"
                     )
             elif self._is_first:
                 write_whole(file, (json.dumps(manifest, indent=1) + "\n").encode())
@@ -216,6 +240,7 @@ class _Training:
         for row in self.rows:
             each = encoder.encode(row.trajectory)
             self.report.stray_marks += encoder.stray_marks(each) > 0
+            self.report.unused += not each.ends
             if room is not None and len(each) > room:
                 longest = max(longest, len(each))
                 fitting = sum(end < room for end in each.ends) if settings.too_long == "truncate" else 0
@@ -231,7 +256,7 @@ class _Training:
         if longest and settings.too_long == "refuse":
             raise InputError(
                 f"{self.report.dropped} of {len(self.rows)} trajectories have more than {room} tokens (up to "
-                f"{longest}); say --too-long truncate (cut the steps that do not fit) or drop, or raise --max-tokens"
+                f"{longest}); say --too-long truncate (cut the steps that do not fit) or drop"
             )
         if not rows:
             raise InputError(f"no trajectory is left: all have more than {room} tokens")
@@ -250,6 +275,25 @@ class _Training:
         self.report.trained, self.report.held_out = len(kept), len(held)
         out = {id(row) for row in held}
         return [id(row) in out for row in rows]
+
+    def _check_units(self, targets: Sequence[Any], weights: Sequence[Any], held: Sequence[bool]) -> None:
+        """There is something to learn, and to watch.
+
+        Raises:
+            InputError: nothing to rank; or all targets on one side of what divides them.
+        """
+        objective = self.settings.objective
+        used = np.concatenate([row[weight > 0] for row, weight in zip(targets, weights, strict=True)])
+        if objective.kind.hard and len(set((used > objective.hard_at).tolist())) < 2:
+            raise InputError(f"all targets are on one side of {objective.hard_at:g}; choose another --hard-at")
+        for side, name in ((False, "to train on"), (True, "held out")):
+            some = [
+                (torch.from_numpy(row)[None], torch.from_numpy(weight)[None])
+                for row, weight, out in zip(targets, weights, held, strict=True)
+                if out == side
+            ]
+            if some and not any(units(row, weight, objective) for row, weight in some):
+                raise InputError(f"no trajectory {name} has two steps with different targets, so nothing can be ranked")
 
     def _network(self, loaded: Loaded) -> StepScorer:
         """What is trained, with gradients for that alone."""
@@ -334,7 +378,7 @@ class _Training:
         start = time.perf_counter()
         with _quietly():
             trainer = StepTrainer(network, args, train_on, watch, settings.objective, rates, callbacks)
-            trainer.train(resume_from_checkpoint=last_checkpoint(self.work / "checkpoints"))
+            self._go(trainer)
         report = self.report
         report.seconds["training"] = time.perf_counter() - start
         report.history = [
@@ -348,6 +392,33 @@ class _Training:
         report.epochs = float(trainer.state.epoch or 0)
         if isinstance(network.score, Scaled):
             network.score.fold()
+
+    def _go(self, trainer: StepTrainer) -> None:
+        """Train, or go on.
+
+        Raises:
+            CpmiError: memory or disk ran out.
+        """
+        from safetensors import SafetensorError
+
+        try:
+            trainer.train(resume_from_checkpoint=last_checkpoint(self.work / "checkpoints"))
+        except (OSError, SafetensorError) as error:
+            raise CpmiError(
+                f"{self.work}: cannot be written or read ({error}); make room, and run the same again"
+            ) from error
+        except (MemoryError, RuntimeError) as error:
+            if "PytorchStreamWriter" in str(error):
+                raise CpmiError(
+                    f"{self.work}: cannot be written ({error}); make room, and run the same again"
+                ) from error
+            if not is_out_of_memory(error):
+                raise
+            size = self.args.per_device_train_batch_size
+            raise CpmiError(
+                f"out of memory with {size} trajectories at a time; run the same with a smaller --forward-size, or "
+                "with --gradient-checkpointing, and it goes on from the last whole epoch"
+            ) from error
 
     # --- after ------------------------------------------------------------------------------------------------------
 
@@ -376,6 +447,8 @@ class _Training:
                 model.config.architectures = [_MLP_ARCHITECTURES.get(model.config.model_type, "StepScorerWithMLPHead")]
             with _quietly():
                 save_checkpoint(self.output, model, loaded.tokenizer, card, self._record(encoder))
+            if (logs := self.work / "checkpoints" / "runs").exists():  # TensorBoard's
+                shutil.move(logs, self.output / "runs")
             shutil.rmtree(self.work)
         if self.args.world_size > 1:
             torch.distributed.barrier()
@@ -407,13 +480,12 @@ def _own_dtype(settings: TrainSettings, loaded: Loaded) -> torch.dtype:
     """The dtype of the base checkpoint, which the reward model is saved in."""
     from transformers import AutoConfig
 
-    from cpmi.models import hub_name
-
     source = hub_name(settings.base.name)
-    if settings.tune != "full" or settings.base.dtype != "auto" or source.endswith(".gguf"):
-        dtype: torch.dtype = next(iter(loaded.model.parameters())).dtype
-        return dtype
-    dtype = AutoConfig.from_pretrained(source).dtype
+    dtype: torch.dtype | None = next(iter(loaded.model.parameters())).dtype
+    if settings.tune == "full" and settings.base.dtype == "auto" and not source.endswith(".gguf"):
+        dtype = AutoConfig.from_pretrained(
+            Path(source).expanduser() if Path(source).expanduser().exists() else source
+        ).dtype
     return torch.float32 if dtype is None else dtype
 
 
@@ -424,10 +496,12 @@ def _quietly() -> Iterator[None]:
 
     said: Any = logging
 
-    level = said.get_verbosity()
+    level, shows_bars = said.get_verbosity(), said.is_progress_bar_enabled()
     said.set_verbosity_error()
+    said.disable_progress_bar()  # of the files that are written; training has one of its own
     try:
-        with quiet(said):
-            yield
+        yield
     finally:
         said.set_verbosity(level)
+        if shows_bars:
+            said.enable_progress_bar()
