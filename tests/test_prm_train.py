@@ -89,7 +89,8 @@ def test_one_big_batch_learns_what_many_small_ones_do(objective: str, base: Path
 def test_two_processes_learn_what_one_does(tune: Tune, base: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "targets.jsonl", [_as_json(row) for row in rows(24)], {})
     options = ["targets.jsonl", "--base-model", str(base), "--tune", tune, "--epochs", "2", "--batch-size", "8"]
-    options += ["--head-learning-rate", "0.01", "--learning-rate", "1e-3", "--device", "cpu", "--held-out", "0.2"]
+    options += ["--head-learning-rate", "0.01", "--device", "cpu", "--held-out", "0.2"]
+    options += ["--learning-rate", "1e-3"] if tune == "full" else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     outputs = []
     for count in (1, 2):
@@ -112,7 +113,9 @@ def test_two_processes_learn_what_one_does(tune: Tune, base: Path, tmp_path: Pat
         record = json.loads((tmp_path / str(count) / "training.json").read_text())
         assert record["processes"] == count
     if tune == "features":  # the order of the other one depends on the number of processes: batches are alike in length
-        assert same(tmp_path / "1", tmp_path / "2")
+        # Each process computes states in batches of its own, so they differ in the last digit; and the first weights solve
+        # nearly singular equations in them.
+        assert same(tmp_path / "1", tmp_path / "2", 1e-3)
         assert _best(outputs[0]) == _best(outputs[1])
 
 
@@ -570,7 +573,7 @@ def test_an_adapter_is_told_from_its_base(base: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is an adapter for another revision of"):
         open_checkpoint(where)
     shutil.rmtree(own)
-    with pytest.raises(InputError, match="kept is an adapter, and its base does not load: .*no such folder"):
+    with pytest.raises(InputError, match=r"kept is an adapter, and its base does not load: .*no such folder"):
         open_checkpoint(where)
 
 

@@ -33,7 +33,8 @@ class ObjectiveSettings:
         margin: zeta of ``pqm``: how far right steps are to stand above wrong ones.
         label_smoothing: e: a target t becomes t (1 - e) + e / 2.
         small_loss: about this share of the steps of each forward batch (so that here it matters how data is cut),
-            those with the largest loss, is not learned from after the first epoch: a weak label that disagrees with all that was learned is likely a wrong one.
+            those with the largest loss, is not learned from after the first epoch: a weak label that disagrees with
+            all that was learned is likely a wrong one.
 
     Raises:
         InputError: an unknown objective, a number out of its range, an option that the objective does not have.

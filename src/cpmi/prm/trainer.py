@@ -276,8 +276,12 @@ class Report(TrainerCallback):
 
 
 def best_constant(examples: Sequence[Example], settings: ObjectiveSettings) -> float:
-    """The score that, given to every step, has the least loss."""
+    """The score that, given to every step, has the least loss; 0 where it is not finite, which training tells of."""
     score = torch.zeros((), requires_grad=True)
+    loss = _loss_of_constant(score, examples, settings)
+    (slope,) = torch.autograd.grad(loss, score)
+    if not (torch.isfinite(loss) and torch.isfinite(slope)):
+        return 0.0
     finder = torch.optim.LBFGS([score], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
