@@ -113,8 +113,8 @@ def test_two_processes_learn_what_one_does(tune: Tune, base: Path, tmp_path: Pat
         record = json.loads((tmp_path / str(count) / "training.json").read_text())
         assert record["processes"] == count
     if tune == "features":  # the order of the other one depends on the number of processes: batches are alike in length
-        # Each process computes states in batches of its own, so they differ in the last digit; and the first weights solve
-        # nearly singular equations in them.
+        # Each process computes states in batches of its own, so they differ in the last digit; and the first weights
+        # solve nearly singular equations in them.
         assert same(tmp_path / "1", tmp_path / "2", 1e-3)
         assert _best(outputs[0]) == _best(outputs[1])
 
