@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cpmi.cli import main
 from cpmi.errors import InputError
 from cpmi.models import ModelSettings, embedded_weights, open_model
 
@@ -18,6 +20,33 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported, which is later
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch: tiny models gain nothing from more, and wait for them
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside the tests, e.g. tiny_models
+
+
+@pytest.fixture
+def run_cpmi(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command as a user would; gives its exit status, standard output and standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cpmi", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            sys.exit(main())  # type: ignore[func-returns-value]
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random decoder and its tokenizer, to train reward models on; never written to."""
+    from tiny_models import byte_tokenizer, tiny_model
+
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model("llama").save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,12 @@ REWARDS = {"gsm8k-0": (0.9, 0.1), "gsm8k-1": (0.9, 0.8), "math-0": (0.2, 0.9), "
 
 
 @pytest.fixture
-def cpmi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+def cpmi(monkeypatch: pytest.MonkeyPatch, run_cpmi: Any, tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
     write_records(tmp_path / "t.jsonl", TRAJECTORIES)
     write_records(tmp_path / "r.jsonl", [StepRewards(i, r, "mine") for i, r in REWARDS.items()])
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cpmi", "evaluate", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            sys.exit(main())  # type: ignore[func-returns-value]
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return partial(run_cpmi, "evaluate")
 
 
 MINE = ("--rewards", "r.jsonl", "--trajectories", "t.jsonl", "--bootstrap", "20")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cpmi import Trajectory, read_rewards, write_records
-from cpmi.cli import main
 
 GOOD = [
     Trajectory("What is 2 + 3?", ("2 + 3 = 5", "The answer is 5."), "5", "5", (True, True), id="right"),
@@ -20,19 +18,12 @@ GOOD = [
 
 
 @pytest.fixture
-def cpmi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+def cpmi(monkeypatch: pytest.MonkeyPatch, run_cpmi: Any, tmp_path: Path) -> Any:
     """Run the command in ``tmp_path``; gives its exit status, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
     write_records(tmp_path / "t.jsonl", GOOD)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cpmi", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            sys.exit(main())  # type: ignore[func-returns-value]
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return run_cpmi
 
 
 MC = ("label", "t.jsonl", "--model", "toy:", "--method", "mc", "--max-tokens", "20", "--output", "mc")

@@ -15,10 +15,8 @@ import numpy as np
 import pytest
 
 from cpmi import Trajectory, read_rewards, write_records
-from cpmi.cli import main
 from cpmi.prm.data import read_targets
 from cpmi.records import write_rows
-from tiny_models import byte_tokenizer, tiny_model
 
 
 def trajectories(count: int = 20) -> list[Trajectory]:
@@ -33,29 +31,19 @@ def trajectories(count: int = 20) -> list[Trajectory]:
     return made
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model("llama").save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+@pytest.fixture
+def base(tiny_base: Path) -> Path:
+    return tiny_base
 
 
 @pytest.fixture
-def cpmi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+def cpmi(monkeypatch: pytest.MonkeyPatch, run_cpmi: Any, tmp_path: Path) -> Any:
     """Run a command in a folder with trajectories; gives its exit status, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     write_records(tmp_path / "t.jsonl", trajectories())
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cpmi", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            sys.exit(main())  # type: ignore[func-returns-value]
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return run_cpmi
 
 
 @pytest.fixture

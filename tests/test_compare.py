@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from cpmi import Cost, StepRewards, Trajectory, read_rewards, write_records
 from cpmi.benchmarks.baselines import OUTCOME, OUTCOME_AND_POSITION
 from cpmi.benchmarks.cases import Settings
 from cpmi.benchmarks.thresholds import Protocol
-from cpmi.cli import main
 from cpmi.combine import Rule, combine
 from cpmi.compare import Comparison, compare, correlation_table, notes, table
 from cpmi.errors import InputError
@@ -344,18 +342,11 @@ def test_a_rule_is_one_thing(rule: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def cpmi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> Any:
+def cpmi(monkeypatch: pytest.MonkeyPatch, run_cpmi: Any, folder: Path) -> Any:
     """Run the command in ``folder``; gives its exit status, standard output and standard error."""
     monkeypatch.chdir(folder)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cpmi", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            sys.exit(main())  # type: ignore[func-returns-value]
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return run_cpmi
 
 
 def test_compare_from_the_command_line(cpmi: Any) -> None:

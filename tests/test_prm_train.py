@@ -46,12 +46,9 @@ def rows(count: int = 24, seed: int = 0, wrong: str = "!") -> list[TargetRow]:
     return made
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model("llama").save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+@pytest.fixture
+def base(tiny_base: Path) -> Path:
+    return tiny_base
 
 
 def settings(base: Path, tune: Tune = "features", **changes: Any) -> TrainSettings:

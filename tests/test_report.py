@@ -19,7 +19,6 @@ import pytest
 import cpmi.report
 from cpmi import Cost, StepRewards, Trajectory, write_records
 from cpmi.benchmarks.baselines import OUTCOME, OUTCOME_AND_POSITION
-from cpmi.cli import main
 from cpmi.errors import InputError
 from cpmi.grader import Grader
 from cpmi.metrics import Estimate
@@ -570,18 +569,11 @@ def test_figures_that_cannot_be(kind: Kind, output: str, names: list[str], said:
 
 
 @pytest.fixture
-def cpmi_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> Any:
+def cpmi_command(monkeypatch: pytest.MonkeyPatch, run_cpmi: Any, folder: Path) -> Any:
     """Run the command in the folder; gives its exit status, standard output and standard error."""
     monkeypatch.chdir(folder)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cpmi", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            sys.exit(main())  # type: ignore[func-returns-value]
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return run_cpmi
 
 
 def test_from_a_run_to_a_page_with_defaults(cpmi_command: Any, folder: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cpmi.cli.app import Json, app, print_json, was_given
 from cpmi.cli.running import stop_like_ctrl_c
 from cpmi.errors import InputError
+
+if TYPE_CHECKING:
+    from cpmi.prm.settings import TrainReport
 
 # The same names as in cpmi.prm, which is not imported here: it loads torch.
 Tune = Literal["features", "head", "lora", "full"]
@@ -156,9 +159,15 @@ def train(
         return
     if as_json:
         print_json(asdict(report) | {"output": str(output)})
-        return
+    else:
+        _print_report(report)
+
+
+def _print_report(report: TrainReport) -> None:
     held = f", {report.held_out} held out" if report.held_out else ""
-    typer.echo(f"{report.trained} trajectories with {report.steps} steps{held}: {report.epochs:.4g} epochs -> {output}")
+    typer.echo(
+        f"{report.trained} trajectories with {report.steps} steps{held}: {report.epochs:.4g} epochs -> {report.output}"
+    )
     if report.best_loss is not None:
         typer.echo(f"  best held-out loss: {report.best_loss:.4f}; of a constant: {report.constant_loss:.4f}")
     if report.constant_loss is not None and not (report.best_loss or 0) < report.constant_loss:

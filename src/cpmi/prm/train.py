@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import logging
 import platform
@@ -26,6 +25,7 @@ from cpmi.models import hub_name
 from cpmi.models.loading import Loaded
 from cpmi.models.memory import is_out_of_memory
 from cpmi.models.tokenizing import SegmentTokenizer
+from cpmi.prm.arguments import training_arguments
 from cpmi.prm.checkpoint import Card, load_base, old_names_of_peft, save_checkpoint
 from cpmi.prm.data import TargetRow, check_targets, split_by_question, step_weights
 from cpmi.prm.encode import Encoded, JoinedEncoder
@@ -39,7 +39,7 @@ from cpmi.records import JSON, write_whole
 
 logger = logging.getLogger("cpmi")
 
-_FORWARD = {"features": 64, "head": 8, "lora": 8, "full": 8}  # trajectories in one pass, at most
+CHECKPOINTS = "checkpoints"  # in the folder to work in
 
 OnProgress = Callable[[str, int, int, Mapping[str, float]], None]
 
@@ -103,7 +103,7 @@ class _Training:
         settings = self.settings
         if self.output.exists():
             raise InputError(f"{self.output} is there already; choose another --output, or remove it")
-        self.args = self._arguments()
+        self.args = training_arguments(settings, self.work / CHECKPOINTS)
         torch.manual_seed(settings.seed)
         loaded = self._load()
         encoder = JoinedEncoder(SegmentTokenizer(loaded.tokenizer), settings.form)
@@ -129,64 +129,6 @@ class _Training:
 
     # --- before -----------------------------------------------------------------------------------------------------
 
-    def _arguments(self) -> Any:
-        """Transformers' own settings; making them joins the other processes, where there are some."""
-        from transformers import TrainingArguments
-
-        settings = self.settings
-        if settings.log_to == "wandb" and importlib.util.find_spec("wandb") is None:
-            raise InputError("logging to wandb needs its package; run: pip install wandb")
-        if settings.log_to == "tensorboard":
-            require("tensorboard", "train")
-        wanted = settings.base.device
-        if ":" in wanted:
-            raise InputError(f"device {wanted!r}: training takes the first it sees; use CUDA_VISIBLE_DEVICES")
-        on_cpu = wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available())
-        # Where only adapters or a head are trained, what is frozen computes in its own dtype anyway.
-        suits = not on_cpu and settings.tune in ("lora", "full") and torch.cuda.is_bf16_supported()
-        bf16 = suits if settings.bf16 is None else settings.bf16
-        by_epoch = "epoch" if settings.held_out else "no"
-        arguments: dict[str, Any] = {
-            "output_dir": str(self.work / "checkpoints"),
-            "num_train_epochs": settings.epochs,
-            "weight_decay": settings.weight_decay,
-            "warmup_steps": settings.warmup,
-            "lr_scheduler_type": settings.schedule,
-            "train_sampling_strategy": "random" if settings.tune == "features" else "group_by_length",
-            "eval_strategy": by_epoch,
-            "save_strategy": "epoch",
-            "save_total_limit": 2,
-            "load_best_model_at_end": bool(settings.held_out),
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
-            "logging_steps": 0.01,
-            "logging_nan_inf_filter": False,
-            "remove_unused_columns": False,
-            "label_names": ["targets"],
-            "seed": settings.seed,
-            "use_cpu": on_cpu,
-            "bf16": bf16,
-            "ddp_find_unused_parameters": False,
-            "dataloader_pin_memory": not on_cpu,
-            "report_to": [] if settings.log_to == "none" else [settings.log_to],
-            "disable_tqdm": True,
-            "restore_callback_states_from_checkpoint": True,  # patience that was lost already stays lost
-        }
-        args = TrainingArguments(**arguments)
-        args._n_gpu = min(1, args.n_gpu)  # noqa: SLF001 - several GPUs are several processes here: torchrun
-        batch = settings.batch_size or 1
-        each = batch // args.world_size
-        fitting = (size for size in range(min(_FORWARD[settings.tune], max(each, 1)), 0, -1) if each % size == 0)
-        forward = settings.forward_size or next(fitting)
-        if not each or batch % (forward * args.world_size):
-            raise InputError(
-                f"the batch of {batch} trajectories cannot be cut into {args.world_size} processes with {forward} at a "
-                "time; choose another --batch-size or --forward-size"
-            )
-        args.per_device_train_batch_size = args.per_device_eval_batch_size = forward
-        args.gradient_accumulation_steps = batch // (forward * args.world_size)
-        return args
-
     @property
     def _is_first(self) -> bool:
         return int(self.args.process_index) == 0
@@ -207,7 +149,7 @@ class _Training:
         manifest = settings | {"targets": digest.hexdigest()}
         file = self.work / "manifest.json"
         with self.args.main_process_first(desc="claim"):
-            if self._is_first and file.exists() and last_checkpoint(self.work / "checkpoints"):
+            if self._is_first and file.exists() and last_checkpoint(self.work / CHECKPOINTS):
                 there = json.loads(file.read_text(encoding="utf-8"))
                 if differ := sorted(name for name in manifest if there.get(name) != manifest[name]):
                     raise InputError(
@@ -402,7 +344,7 @@ class _Training:
         from safetensors import SafetensorError
 
         try:
-            trainer.train(resume_from_checkpoint=last_checkpoint(self.work / "checkpoints"))
+            trainer.train(resume_from_checkpoint=last_checkpoint(self.work / CHECKPOINTS))
         except (OSError, SafetensorError) as error:
             raise CpmiError(
                 f"{self.work}: cannot be written or read ({error}); make room, and run the same again"
@@ -447,7 +389,7 @@ class _Training:
                 model.config.architectures = [_MLP_ARCHITECTURES.get(model.config.model_type, "StepScorerWithMLPHead")]
             with _quietly():
                 save_checkpoint(self.output, model, loaded.tokenizer, card, self._record(encoder))
-            if (logs := self.work / "checkpoints" / "runs").exists():  # TensorBoard's
+            if (logs := self.work / CHECKPOINTS / "runs").exists():  # TensorBoard's
                 shutil.move(logs, self.output / "runs")
             shutil.rmtree(self.work)
         if self.args.world_size > 1:
