@@ -66,14 +66,14 @@ def negatives(
 def test_settings_are_read_from_text() -> None:
     parsed = NegativeSettings.parse("own:1, sibling,intermediate:3 | rule", count=4)
     assert parsed.choices == ((("own", 1), ("sibling", None), ("intermediate", 3)), (("rule", None),))
-    assert NegativeSettings.parse("own|rule") == NegativeSettings()
+    assert NegativeSettings.parse("own|choice|rule") == NegativeSettings()
     assert NegativeSettings.parse("rule", count=2, seed=5) == NegativeSettings(2, ((("rule", None),),), 5)
 
 
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        ("rules", "unknown kind of negatives 'rules'; the kinds are own, sibling, intermediate, rule, sampled"),
+        ("rules", "unknown kind of negatives 'rules'; the kinds are own, sibling, choice, intermediate, rule, sampled"),
         ("rule,rule:2", "named twice"),
         ("rule:0", "1 or more"),
         ("rule:many", "whole number, e.g. rule:3"),

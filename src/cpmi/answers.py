@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from cpmi.answer_forms import Number, box_content, normalize_answer, parse_number
 from cpmi.records import Trajectory
@@ -16,7 +16,9 @@ from cpmi.records import Trajectory
 __all__ = [
     "WORD_FAMILIES",
     "Number",
+    "answer_in",
     "arrived_at",
+    "choice_of",
     "extract_answer",
     "final_answer_of",
     "formulas_in",
@@ -95,24 +97,80 @@ def word_family(answer: str) -> tuple[str, ...]:
 
 def final_answer_of(trajectory: Trajectory) -> str | None:
     """The answer a trajectory arrives at: ``trajectory.final_answer`` where it is set, else that of its last step
-    (``arrived_at``)."""
+    (``arrived_at``). Of a question with choices it is one of them, as it is written there, or None."""
+    choices = trajectory.choices
     if trajectory.final_answer is not None and trajectory.final_answer.strip():
-        return trajectory.final_answer
-    return arrived_at(trajectory.steps[-1] if trajectory.steps else "", trajectory.gold_answer or "")
+        return trajectory.final_answer if choices is None else choice_of(trajectory.final_answer, choices)
+    return arrived_at(trajectory.steps[-1] if trajectory.steps else "", trajectory.gold_answer or "", choices)
 
 
-def arrived_at(text: str, gold: str = "") -> str | None:
+def arrived_at(text: str, gold: str = "", choices: Sequence[str] | None = None) -> str | None:
     """The answer at the end of a solution: what it states (``extract_answer``).
 
     Where it states nothing, or prose where the gold answer is a number, the gold answer's kind decides what is taken
     from the text: its last number for a number, its last option letter for a letter, its last word of the family for a
     word of a known family; None for anything else.
+
+    Args:
+        choices: the answers that the question offers. The one that is stated is taken, or the last one mentioned where
+            nothing is stated; a statement that is none of them is no answer.
     """
     stated = extract_answer(text)
+    if choices is not None:
+        return choice_of(stated, choices) if stated is not None else _last_choice(text, choices)
     prose = stated is not None and len(re.findall(r"(?<!\\)\b[A-Za-z]{2,}", stated)) >= 3
     if stated is not None and not (prose and parse_number(gold) and not parse_number(stated)):
         return stated
     return _last_of_kind(gold, stated or text) or stated
+
+
+def answer_in(text: str, choices: Sequence[str] | None = None) -> str | None:
+    """The answer that a text states (``extract_answer``), where it is one of the choices, if there are any."""
+    stated = extract_answer(text)
+    return stated if stated is None or choices is None else choice_of(stated, choices)
+
+
+_UNKNOWN = re.compile(r"\b(?:unknown|undetermined|cannot be determined)\b", re.IGNORECASE)
+
+
+def choice_of(answer: str, choices: Sequence[str]) -> str | None:
+    """The choice that an answer names, as it is written in ``choices``; None if it names none of them, or several.
+
+    ``B``, ``(B)``, ``B. Paris`` and ``option B`` are all the choice ``B``; words are told without regard to case,
+    hyphens and underscores, also in a phrase of a few words; ``unknown`` is ``uncertain``.
+    """
+    plain = _folded(answer, choices)
+    letters = re.fullmatch(r"(?:(?:option|choice)\s+)?\(?([a-z])(?:[.:)].*)?", plain, re.DOTALL)
+    folded = {_folded(choice, choices): choice for choice in choices}
+    if plain in folded:
+        return folded[plain]
+    if letters and letters[1] in folded:
+        return folded[letters[1]]
+    named = {match for match in _mentions(plain, choices) if len(match) > 1}
+    negated = re.search(r"\b(?:not|neither|nor|isn't|cannot be)\b", plain)
+    return folded[named.pop()] if len(named) == 1 and not negated and len(plain) <= 100 else None
+
+
+def _folded(text: str, choices: Sequence[str]) -> str:
+    text = re.sub(r"\\(?:text(?:bf|rm)?|mathrm|mathbf)\{|[{}$*]", "", text)
+    text = " ".join(re.sub(r"\\?[_-]+", " ", text).split()).strip(" .").casefold()
+    return _UNKNOWN.sub("uncertain", text) if any(choice.casefold() == "uncertain" for choice in choices) else text
+
+
+def _mentions(folded: str, choices: Sequence[str]) -> list[str]:
+    """The choices in a folded text, in order; where one is part of another (``contradiction``), the longer one."""
+    names = sorted((_folded(choice, choices) for choice in choices), key=len, reverse=True)
+    return re.findall(rf"\b(?:{'|'.join(map(re.escape, names))})\b", folded)
+
+
+def _last_choice(text: str, choices: Sequence[str]) -> str | None:
+    """The last choice mentioned; single letters count only as ``(B)`` or ``option B``."""
+    folded = {_folded(choice, choices): choice for choice in choices}
+    if all(len(choice) == 1 for choice in choices):
+        found = re.findall(r"\(([A-Za-z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Za-z])\b", text)
+        return folded.get("".join(found[-1]).casefold()) if found else None
+    mentions = _mentions(_folded(text, choices), choices)
+    return folded[mentions[-1]] if mentions else None
 
 
 def _last_of_kind(gold: str, text: str) -> str | None:

@@ -40,10 +40,12 @@ class Trajectory:
         step_labels: human judgment per step (True: right), None where a step is not annotated; None: no annotation.
         tags: anything else worth keeping (source, subset, generator...).
         id: stable name; by default a hash of question, steps and gold answer.
+        choices: the answers to choose from, where the question offers some (``A``, ``B``...; ``True``, ``False``...);
+            the gold answer is one of them.
 
     Raises:
-        InputError: a field has the wrong type or is no text that a file can hold, or ``step_labels`` is not as long as
-            ``steps``.
+        InputError: a field has the wrong type or is no text that a file can hold, ``step_labels`` is not as long as
+            ``steps``, or the gold answer is none of the choices.
     """
 
     question: str
@@ -53,6 +55,7 @@ class Trajectory:
     step_labels: tuple[bool | None, ...] | None = None
     tags: dict[str, str] = field(default_factory=dict)
     id: str = ""
+    choices: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         _check(isinstance(self.question, str) and bool(self.question.strip()), "question", "a text that is not empty")
@@ -66,11 +69,21 @@ class Trajectory:
         texts = isinstance(self.tags, dict) and _all((*self.tags, *self.tags.values()), str)
         _check(texts, "tags", "an object of texts")
         _check(isinstance(self.id, str), "id", "a text")
-        for name in ("question", "steps", "gold_answer", "final_answer", "tags", "id"):
+        self._check_choices()
+        for name in ("question", "steps", "gold_answer", "final_answer", "tags", "id", "choices"):
             _check_unicode(name, getattr(self, name))
         if not self.id:
             content = _ENCODE([self.question, list(self.steps), self.gold_answer])
             object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:16])
+
+    def _check_choices(self) -> None:
+        if self.choices is None:
+            return
+        distinct = _all(self.choices, str) and len(set(self.choices)) == len(self.choices) >= 2
+        _check(distinct and all(map(str.strip, self.choices)), "choices", "a list of two or more different texts")
+        if self.gold_answer is not None and self.gold_answer not in self.choices:
+            listed = ", ".join(self.choices)
+            raise InputError(f"the gold answer {self.gold_answer!r} is none of the choices ({listed})")
 
     @property
     def first_error(self) -> int | None:
@@ -428,7 +441,7 @@ def rewards_by_id(path: str | os.PathLike[str]) -> dict[str, StepRewards]:
 
 Column = Literal["text", "texts", "numbers", "flags"]
 
-_COLUMNS: dict[str, Column] = {"steps": "texts", "step_labels": "flags", "rewards": "numbers"}
+_COLUMNS: dict[str, Column] = {"steps": "texts", "choices": "texts", "step_labels": "flags", "rewards": "numbers"}
 
 
 def write_records(path: Path, records: Iterable[Trajectory | StepRewards]) -> int:

@@ -63,10 +63,10 @@ def label(
         str,
         _option(
             _CPMI,
-            "Of own, sibling, intermediate, rule, sampled: a,b takes both, in this order; a:3 at most 3 of a; "
+            "Of own, sibling, choice, intermediate, rule, sampled: a,b takes both, in this order; a:3 at most 3 of a; "
             "a|b takes b only where a finds none.",
         ),
-    ] = "own|rule",
+    ] = "own|choice|rule",
     templates: Annotated[int | None, _option(_CPMI, "K: how many templates; default: all of the set.", min=1)] = None,
     template_set: Annotated[str, _option(_CPMI, "instructions, cues, or a JSON file of your own.")] = "instructions",
     weight: Annotated[float, _option(_CPMI, "w: weight of the wrong answers.")] = 1.0,

@@ -6,6 +6,7 @@ Which ones are used decides how good the labels are, more than anything else abo
 * ``sibling``: wrong final answers of other trajectories of the same question, the most frequent first.
 * ``intermediate``: results of the trajectory's steps, the last first.
 * ``rule``: the right answer with something changed (``cpmi.labelers.perturbations``).
+* ``choice``: the other answers that the question offers, where it offers some.
 * ``sampled``: wrong answers that the labeling model makes up; the only kind that costs generated tokens.
 """
 
@@ -32,7 +33,7 @@ from cpmi.labelers.perturbations import MAX_LENGTH, NumberFormat, perturb
 from cpmi.protocols import Prompt, Sampled, Sampler, SamplingParams
 from cpmi.records import Cost, Trajectory
 
-KINDS = ("own", "sibling", "intermediate", "rule", "sampled")
+KINDS = ("own", "sibling", "choice", "intermediate", "rule", "sampled")
 SAMPLES = 8
 SAMPLING = SamplingParams(max_tokens=24, temperature=1.05, top_p=0.9, stop=("\n",))
 _PROMPT = """Teachers need wrong answers that tempt: the result of a slip, or of stopping one step too early.
@@ -82,7 +83,7 @@ class NegativeSettings:
     """
 
     count: int = 4
-    choices: tuple[Kinds, ...] = ((("own", None),), (("rule", None),))
+    choices: tuple[Kinds, ...] = ((("own", None),), (("choice", None),), (("rule", None),))
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -270,6 +271,7 @@ class _Search:
         sources: dict[str, Callable[[], Iterator[str]]] = {
             "own": self._own,
             "sibling": self._sibling,
+            "choice": self._choice,
             "intermediate": self._intermediate,
             "rule": self._rule,
             "sampled": self._sampled,
@@ -295,6 +297,8 @@ class _Search:
 
     def _dress(self, text: str) -> str:
         """The answer in the gold answer's format, so that its form does not give it away."""
+        if text in (self.trajectory.choices or ()):
+            return text
         number = parse_number(text)
         dressed = None if self._format is None or number is None else self._format.dress(number)
         return dressed if dressed is not None and len(dressed) <= MAX_LENGTH else text
@@ -308,6 +312,9 @@ class _Search:
     def _sibling(self) -> Iterator[str]:
         if self._siblings is not None:
             yield from self._siblings.others(self.trajectory)
+
+    def _choice(self) -> Iterator[str]:
+        yield from self.trajectory.choices or ()
 
     def _intermediate(self) -> Iterator[str]:
         """Numbers for a number; formulas of its shape for a formula; nothing for a word or a letter."""

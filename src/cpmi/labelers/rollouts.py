@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from cpmi.answers import arrived_at, final_answer_of
+from cpmi.answers import answer_in, arrived_at, final_answer_of
 from cpmi.errors import InputError
 from cpmi.grader import Grader, Verdict, outcome
 from cpmi.prompts import STEP_SEPARATOR
@@ -262,12 +262,12 @@ def rollout_answer(prefix: Prefix, completion: Completion) -> str | None:
     That of the completion's text (``answers.arrived_at``); where it has none and ended by itself, that of the step it
     went on from, which may have said it all. A text cut at the token limit arrived nowhere, unless it states an answer.
     """
-    gold = prefix.trajectory.gold_answer or ""
+    gold, choices = prefix.trajectory.gold_answer or "", prefix.trajectory.choices
     if completion.finish_reason == "length":
-        return arrived_at(completion.text)
-    answer = arrived_at(completion.text, gold)
+        return answer_in(completion.text, choices)
+    answer = arrived_at(completion.text, gold, choices)
     if answer is None and prefix.length:
-        answer = arrived_at(prefix.trajectory.steps[prefix.length - 1])
+        answer = answer_in(prefix.trajectory.steps[prefix.length - 1], choices)
     return answer
 
 
