@@ -121,3 +121,44 @@ def test_edge_texts(how: str) -> None:
 def test_an_unknown_way_is_named_with_its_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown way to split steps 'line'; did you mean 'lines'\?"):
         split_steps("a", "line")
+
+
+# --- sentences --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ("She has 3.5 cups.", "Then 3.5 + .5 = 4.", "So 4 are left!", "Are they?", "Yes."),
+        ("It costs $5.", "Then $7 more make $12.", "$12 / 2 = $6."),
+        ("We get x = 1.", "\\(x\\) is odd.", "$x$ is small.", "\\frac{1}{x} is 1."),
+        ('He said "Stop."', "(See above.)", "Then (all at once.)", "**Then** he left."),
+        ("1. Add both.", "2. Halve it."),
+        ("Step 1. Add both.", "Step 2. Halve it."),
+        ("The total is 18.", "5 of them are red."),
+        ("Élan is French.", "Ärger is German.", "“So it is.”", "Done."),
+    ],
+)
+def test_sentences_are_cut_behind_their_marks(sentences: tuple[str, ...]) -> None:
+    assert split_steps(" ".join(sentences), "sentences") == sentences
+    assert split_steps("  \n".join(sentences), "sentences") == sentences
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        "Take small numbers, e.g. 5 or 6, i.e. Few of them, vs. Many",
+        "Mr. Smith and Dr. Jones of the U.S. Navy met at 5 p.m. Monday by Fig. 3 and Eq. 4",
+        "He gives J. Smith of St. Mary No. 5 of approx. 12 ft. 3 in. Wide",
+        "Let $f(x) = 1. And$ then \\(y. Then\\) and `a. B` hold",
+        "so \\[ x. Then \\] and $$ y! Z $$ and \\begin{cases} a. B \\end{cases}",
+        "and so on ... The end is near.. But not here",
+        "it is 3.14 and x. then y? no",
+    ],
+)
+def test_no_sentence_is_cut_where_its_end_is_not_sure(whole: str) -> None:
+    assert split_steps(whole, "sentences") == (whole,)
+
+
+def test_auto_does_not_cut_sentences() -> None:
+    assert split_steps("One. Two.") == ("One. Two.",)

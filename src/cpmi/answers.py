@@ -97,11 +97,15 @@ def word_family(answer: str) -> tuple[str, ...]:
 
 def final_answer_of(trajectory: Trajectory) -> str | None:
     """The answer a trajectory arrives at: ``trajectory.final_answer`` where it is set, else that of its last step
-    (``arrived_at``). Of a question with choices it is one of them, as it is written there, or None."""
+    (``arrived_at``). Of a question with choices it is one of them, as it is written there, or None. A solution that was
+    cut at a limit of tokens (the tag ``finish_reason`` is ``length``) arrives at what it states, if anything."""
     choices = trajectory.choices
     if trajectory.final_answer is not None and trajectory.final_answer.strip():
         return trajectory.final_answer if choices is None else choice_of(trajectory.final_answer, choices)
-    return arrived_at(trajectory.steps[-1] if trajectory.steps else "", trajectory.gold_answer or "", choices)
+    last = trajectory.steps[-1] if trajectory.steps else ""
+    if trajectory.tags.get("finish_reason") == "length":
+        return answer_in(last, choices)
+    return arrived_at(last, trajectory.gold_answer or "", choices)
 
 
 def arrived_at(text: str, gold: str = "", choices: Sequence[str] | None = None) -> str | None:

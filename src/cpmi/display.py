@@ -26,17 +26,17 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def progress_display(title: str) -> Iterator[Callable[[Progress], None]]:
+def progress_display(title: str, things: str = "trajectories") -> Iterator[Callable[[Progress], None]]:
     """A progress bar on a terminal's standard error, a line every ten seconds elsewhere."""
     if sys.stderr.isatty():
-        with _bar(title) as update:
+        with _bar(title, things) as update:
             yield update
     else:
-        yield _lines(title)
+        yield _lines(title, things)
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
+def _bar(title: str, things: str) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -49,13 +49,13 @@ def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
         def update(progress: Progress) -> None:
             nonlocal start
             start = start or time.monotonic()  # the first call comes when the model is loaded
-            rates = _rates(progress, time.monotonic() - start)
+            rates = _rates(progress, time.monotonic() - start, things)
             bar.update(task, total=progress.total, completed=progress.done, rates=rates)
 
         yield update
 
 
-def _lines(title: str) -> Callable[[Progress], None]:
+def _lines(title: str, things: str) -> Callable[[Progress], None]:
     start = last = 0.0
 
     def update(progress: Progress) -> None:
@@ -65,13 +65,13 @@ def _lines(title: str) -> Callable[[Progress], None]:
             start = last = now
         elif now - last >= _SECONDS_BETWEEN_LINES or progress.done == progress.total:
             last = now
-            line = f"{title}: {progress.done}/{progress.total}, {_rates(progress, now - start)}"
+            line = f"{title}: {progress.done}/{progress.total}, {_rates(progress, now - start, things)}"
             print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the terminal's module
 
     return update
 
 
-def _rates(progress: Progress, seconds: float) -> str:
+def _rates(progress: Progress, seconds: float, things: str) -> str:
     """Speed of this attempt, and the time left at that speed."""
     here = progress.rewarded + progress.failed
     tokens = progress.cost.tokens_scored + progress.cost.tokens_generated
@@ -80,7 +80,7 @@ def _rates(progress: Progress, seconds: float) -> str:
         return rollouts
     left = (progress.total - progress.done) * seconds / here
     failed = f", {progress.failed} failed" if progress.failed else ""
-    speed = f"{here / seconds:.2f} trajectories/s, {tokens / seconds:,.0f} tokens/s, {_duration(left)} left{failed}"
+    speed = f"{here / seconds:.2f} {things}/s, {tokens / seconds:,.0f} tokens/s, {_duration(left)} left{failed}"
     return f"{rollouts}, {speed}" if rollouts else speed
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cpmi.errors import InputError, require
 from cpmi.grader import Grader
 from cpmi.labelers.cpmi import CPMI, CPMISettings
+from cpmi.labelers.likelihood import Likelihood, LikelihoodSettings
 from cpmi.labelers.monte_carlo import MonteCarlo, MonteCarloSettings
 from cpmi.labelers.negatives import SiblingAnswers
 from cpmi.labelers.outcome import Outcome
@@ -39,7 +40,7 @@ class PRMSettings:
     family: str | None = None
 
 
-MethodSettings = CPMISettings | MonteCarloSettings | PAVSettings | OutcomeSettings | PRMSettings
+MethodSettings = CPMISettings | MonteCarloSettings | PAVSettings | OutcomeSettings | LikelihoodSettings | PRMSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ class LabelJob:
             return self.batch_size
         if isinstance(self.settings, PRMSettings):
             return 256  # cheap to lose; what begins alike is read once, if it is read together
+        if isinstance(self.settings, LikelihoodSettings):
+            return 64  # the candidates of a question share its tokens, if they are scored together
         remote = self.model is not None and self.model.name.startswith(("vllm:", "openai:"))
         return 64 if remote and METHODS[self.method].rolls_out else 8
 
@@ -268,6 +271,11 @@ def _outcome(job: LabelJob, tools: _Tools) -> StepRewarder:
     return Outcome(grader=tools.grader)
 
 
+def _likelihood(job: LabelJob, tools: _Tools) -> StepRewarder:
+    assert isinstance(job.settings, LikelihoodSettings)  # noqa: S101
+    return Likelihood(tools.model(), job.settings)
+
+
 def _prm(job: LabelJob, tools: _Tools) -> StepRewarder:
     require("torch", "hf")
     from cpmi.prm.checkpoint import open_checkpoint
@@ -295,5 +303,6 @@ METHODS: dict[str, _Method] = {
     "mc": _Method(MonteCarloSettings, _mc, rolls_out=True),
     "pav": _Method(PAVSettings, _pav, rolls_out=True),
     "outcome": _Method(OutcomeSettings, _outcome),
+    "likelihood": _Method(LikelihoodSettings, _likelihood),
     "prm": _Method(PRMSettings, _prm),
 }

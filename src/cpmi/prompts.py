@@ -164,6 +164,9 @@ class TreeBuilder:
             parent = node
         return nodes
 
+    def __len__(self) -> int:
+        return len(self._ids)
+
     def build(self) -> tuple[TokenTree, IntArray]:
         """The tree, and for each node as ``insert`` named it its index in the tree."""
         order: list[int] = []
@@ -263,3 +266,58 @@ def _target_ids(
 def _insert_target(builder: TreeBuilder, node: int, shown: Sequence[int], scored: Sequence[int]) -> list[int]:
     path = builder.insert(node, shown)
     return builder.insert(path[-1] if path else node, scored, scored=True)
+
+
+# --- the steps themselves -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepsPlan:
+    """A tree of solutions of one question, and where in it each of their steps stands.
+
+    Attributes:
+        tree: every step is scored; solutions share the opening, and the steps that they begin with alike.
+        spans: ``spans[solution][step]``: the nodes whose log-probabilities make up that step's score, its separator's
+            included; solutions by their index in the request.
+    """
+
+    tree: TokenTree
+    spans: dict[int, list[IntArray]]
+
+
+def plan_steps(
+    question: str,
+    solutions: Sequence[Sequence[str]],
+    template: Template,
+    tokenizer: Tokenizing,
+    max_nodes: int = 4096,
+) -> list[StepsPlan]:
+    """Trees that score every step of every solution after the question and the steps before it.
+
+    Args:
+        solutions: the steps of each; joined and turned into tokens as in ``plan_scoring``.
+        max_nodes: a tree is closed before a solution that would make it larger, in so far as it is not that solution
+            alone; attention over a tree costs the square of its nodes.
+
+    Returns:
+        Plans that together hold each solution once, in order.
+    """
+    opening = (*tokenizer.prefix, *tokenizer.encode(template.opening(question), first=True))
+    plans: list[StepsPlan] = []
+    builder, paths = TreeBuilder(), dict[int, list[list[int]]]()
+    for number, steps in enumerate(solutions):
+        step_ids = [tokenizer.encode(step.strip() + STEP_SEPARATOR) for step in steps]
+        if paths and len(builder) + sum(map(len, step_ids)) > max_nodes:
+            plans.append(_steps_plan(builder, paths))
+            builder, paths = TreeBuilder(), {}
+        parent = builder.insert(-1, opening)[-1]
+        paths[number] = []
+        for ids in step_ids:
+            paths[number].append(builder.insert(parent, ids, scored=True))
+            parent = (paths[number][-1] or [parent])[-1]
+    return [*plans, _steps_plan(builder, paths)] if paths else plans
+
+
+def _steps_plan(builder: TreeBuilder, paths: dict[int, list[list[int]]]) -> StepsPlan:
+    tree, index = builder.build()
+    return StepsPlan(tree, {number: [index[nodes] for nodes in lists] for number, lists in paths.items()})

@@ -151,10 +151,13 @@ class Completion:
     Attributes:
         text: without the stop text.
         finish_reason: ``stop``, or ``length`` where ``max_tokens`` ended it.
+        stop_text: the stop text that ended it; empty: none of them did, the model ended its text or ran into the limit;
+            None: the engine does not say.
     """
 
     text: str
     finish_reason: str
+    stop_text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,22 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def lock_file(file: IO[str], path: Path) -> None:
+    """Lock ``file`` until it is closed, so that one process at a time writes ``path``.
+
+    Raises:
+        InputError: another process holds it, or the file system has no locks.
+    """
+    import fcntl  # not on Windows, where runs can be read all the same
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{path}: another process is writing this part; wait for it or stop it") from error
+    except OSError as error:
+        raise InputError(f"{path}: this file system cannot lock files ({error.strerror})") from error
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -235,7 +251,7 @@ class Part:
         self.failed: set[str] = set()
         self._done_file = run.path / f"{shard.name}.done"
         with contextlib.ExitStack() as opened:
-            self._lock(opened.enter_context((run.path / f"{shard.name}.lock").open("w")))
+            lock_file(opened.enter_context((run.path / f"{shard.name}.lock").open("w")), self.path)
             kept = self._read(keep_errors=not retry_errors)
             if kept is not None:
                 self._done_file.unlink(missing_ok=True)
@@ -255,16 +271,6 @@ class Part:
     @property
     def is_done(self) -> bool:
         return self._done_file.exists()
-
-    def _lock(self, file: IO[str]) -> None:
-        import fcntl  # not on Windows, where runs can be read all the same
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{self.path}: another process is writing this part; wait for it or stop it") from error
-        except OSError as error:
-            raise InputError(f"{self.path}: this file system cannot lock files ({error.strerror})") from error
 
     def _read(self, *, keep_errors: bool) -> list[bytes] | None:
         """Collect the ids that are there; the lines to keep, or None if that is all of them.
@@ -413,16 +419,15 @@ def _check_answers(rewarder: StepRewarder, batch: list[Trajectory], records: lis
 
 
 @contextlib.contextmanager
-def attempt(run: RunDirectory, shard: Shard) -> Iterator[dict[str, Any]]:
+def attempt(run: RunDirectory, shard: Shard | None = None) -> Iterator[dict[str, Any]]:
     """Note in ``attempts.jsonl`` when an attempt starts and how it ends; fill the dict with what to note at the end."""
-    run.note_attempt(
-        "start", shard=shard.name, cpmi=__version__, host=socket.gethostname(), python=platform.python_version()
-    )
+    part = {} if shard is None else {"shard": shard.name}
+    run.note_attempt("start", **part, cpmi=__version__, host=socket.gethostname(), python=platform.python_version())
     outcome: dict[str, Any] = {}
     try:
         yield outcome
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk must not hide the error that tells of it
-            run.note_attempt("end", shard=shard.name, stopped=type(error).__name__, reason=str(error), **outcome)
+            run.note_attempt("end", **part, stopped=type(error).__name__, reason=str(error), **outcome)
         raise
-    run.note_attempt("end", shard=shard.name, **outcome)
+    run.note_attempt("end", **part, **outcome)

@@ -33,6 +33,22 @@ _NUMBERED = re.compile(
 )
 _BLANK_LINES = re.compile(r"\n\s*\n")
 _LINE_END = re.compile(r"\n")
+# A sentence ends with its mark, closing quotes and brackets, and white space, before what may open the next one. Only
+# what is sure counts: not an ellipsis, not a lower-case letter behind the mark.
+_SENTENCE_END = re.compile(r"(?:(?<!\.)\.|[!?]+)[\"'\u201d\u2019)\]*_]*\s+(?=[^\W_a-z]|[$\\\"'\u201c\u2018(\[*])")
+# What no sentence may be cut in. A dollar sign opens a formula where no space follows it, and closes one where no space
+# stands before it and no digit behind it: so "$5. Then $7" is money.
+_WHOLE_IN_LINE = re.compile(
+    _WHOLE.pattern + r"|(?<!\\)\\\((?s:.*?)\\\)|(?<![\\$])\$(?![\s$])(?:\\.|[^$\\\n])+(?<!\s)\$(?![0-9$])|`[^`\n]+`",
+    re.MULTILINE,
+)
+# Behind these a full stop ends no sentence; nor behind a capital letter alone (an initial), or the number of a list.
+_NO_SENTENCE_END = re.compile(
+    r"(?<![A-Za-z])(?:[A-Z]|(?i:e\.g|i\.e|a\.m|p\.m|u\.s|etc|vs|cf|resp|approx|ca|mr|mrs|ms|dr|prof|st|nos?|fig|eqs?"
+    r"|in|ft|lbs?|oz|hrs?|mins?))\Z"
+    r"|(?:\A|\n)\W*(?i:step\s+)?\d{1,3}\Z",
+)
+_ENOUGH_BEFORE = 60  # characters to look at for it
 
 
 def split_steps(text: str, how: str = "auto") -> tuple[str, ...]:
@@ -45,8 +61,9 @@ def split_steps(text: str, how: str = "auto") -> tuple[str, ...]:
         text: the solution.
         how: ``blank-lines``: at each blank line; ``lines``: at each line end; ``step-k``: before each line that opens
             with ``Step 1:`` and the like; ``numbered``: before lines that open with ``1.`` or ``1)``, counting up by
-            one from 1, all indented alike; ``auto``: the first of ``step-k``, ``blank-lines``, ``numbered``,
-            ``lines`` that finds two steps or more.
+            one from 1, all indented alike; ``sentences``: behind each sentence, where its end is sure (not in a
+            formula or a decimal number, not behind an abbreviation); ``auto``: the first of ``step-k``,
+            ``blank-lines``, ``numbered``, ``lines`` that finds two steps or more.
 
     Raises:
         InputError: an unknown way.
@@ -66,9 +83,9 @@ def _pieces(text: str, cuts: Iterable[int]) -> tuple[str, ...]:
     return tuple(piece for piece in pieces if piece)
 
 
-def _outside(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+def _outside(pattern: re.Pattern[str], text: str, must_stay: re.Pattern[str] = _WHOLE) -> Iterator[re.Match[str]]:
     """The matches that do not touch a part that must stay whole."""
-    whole = [match.span() for match in _WHOLE.finditer(text)]
+    whole = [match.span() for match in must_stay.finditer(text)]
     at = 0
     for match in pattern.finditer(text):
         while at < len(whole) and whole[at][1] <= match.start():
@@ -100,9 +117,19 @@ def _lines(text: str) -> list[int]:
     return [match.end() for match in _outside(_LINE_END, text)]
 
 
+def _sentences(text: str) -> list[int]:
+    cuts: list[int] = []
+    for match in _outside(_SENTENCE_END, text, _WHOLE_IN_LINE):
+        before = text[max(cuts[-1] if cuts else 0, match.start() - _ENOUGH_BEFORE) : match.start()]
+        if match[0][0] != "." or not _NO_SENTENCE_END.search(before):
+            cuts.append(match.end())
+    return cuts
+
+
 WAYS: dict[str, Callable[[str], list[int]]] = {
     "step-k": _step_k,
     "blank-lines": _blank_lines,
     "numbered": _numbered,
     "lines": _lines,
+    "sentences": _sentences,
 }

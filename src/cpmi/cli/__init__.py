@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cpmi.cli import evaluate, label, prepare, report, runs, score, targets, train  # noqa: F401 - they add their verbs
+from cpmi.cli import evaluate, label, prepare, report, runs, score, solve, targets, train  # noqa: F401 - they add their verbs
 from cpmi.cli.app import app
 from cpmi.errors import CpmiError, InputError
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cpmi import __version__
+from cpmi.errors import InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +33,20 @@ def was_given(ctx: typer.Context, name: str) -> bool:
     """Whether an option was said on the command line."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def engine_options(given: list[str] | None) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs; a value is JSON where it can be read as such, else text."""
+    options: dict[str, Any] = {}
+    for pair in given or ():
+        name, equals, text = pair.partition("=")
+        if not (name and equals):
+            raise InputError(f"engine option {pair!r}: write NAME=VALUE")
+        try:
+            options[name] = json.loads(text)
+        except ValueError:
+            options[name] = text
+    return options
 
 
 def note_missing_parts(*runs: Path) -> None:

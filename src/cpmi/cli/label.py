@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cpmi.labeling import MethodSettings
 
 # The same names as in the modules that use them, which are not imported here: they load numpy.
-Method = Literal["cpmi", "mc", "pav", "outcome"]
+Method = Literal["cpmi", "mc", "pav", "outcome", "likelihood"]
 Context = Literal["marginal", "cumulative", "leave-one-out"]
 Normalization = Literal["mean", "sum"]
 Span = Literal["target", "answer"]
@@ -30,11 +30,12 @@ Search = Literal["all", "binary"]
 
 _PANELS: dict[str, tuple[Method, ...]] = {
     "CPMI (--method cpmi)": ("cpmi",),
+    "Log-probabilities (--method cpmi, likelihood)": ("cpmi", "likelihood"),
     "Rollouts (--method mc, pav)": ("mc", "pav"),
     "Monte Carlo (--method mc)": ("mc",),
     "Process advantage (--method pav)": ("pav",),
 }
-_CPMI, _ROLLOUTS, _MC, _PAV = _PANELS
+_CPMI, _LOGPROBS, _ROLLOUTS, _MC, _PAV = _PANELS
 
 
 def _option(panel: str, text: str, **more: Any) -> Any:
@@ -47,7 +48,10 @@ def label(
     trajectories: Annotated[Path, typer.Argument(help="trajectories.jsonl, as cpmi prepare writes it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; an unfinished one goes on.")],
     method: Annotated[
-        Method, typer.Option(help="cpmi; mc: Monte Carlo; pav: process advantage; outcome: the trivial baseline.")
+        Method,
+        typer.Option(
+            help="cpmi; mc: Monte Carlo; pav: process advantage; outcome, likelihood: baselines without rollouts."
+        ),
     ] = "cpmi",
     model: Annotated[
         str,
@@ -71,7 +75,9 @@ def label(
     template_set: Annotated[str, _option(_CPMI, "instructions, cues, or a JSON file of your own.")] = "instructions",
     weight: Annotated[float, _option(_CPMI, "w: weight of the wrong answers.")] = 1.0,
     contrast: Annotated[Contrast, _option(_CPMI, "Against their mean, or the hardest of them.")] = "mean",
-    normalization: Annotated[Normalization, _option(_CPMI, "Mean or sum over the answer's tokens.")] = "mean",
+    normalization: Annotated[
+        Normalization, _option(_LOGPROBS, "Mean or sum over the answer's or step's tokens.")
+    ] = "mean",
     span: Annotated[Span, _option(_CPMI, "Score the cue with the answer, or the answer alone.")] = "target",
     truncate_top_k: Annotated[int, _option(_CPMI, "Renormalize over the k likeliest tokens; 0: all.", min=0)] = 0,
     truncate_top_p: Annotated[
@@ -116,7 +122,8 @@ def label(
     dtype: Annotated[str, typer.Option(help="auto (the model's own), float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Trajectories at a time; default: 8, or 64 for rollouts on vllm, openai.")
+        int | None,
+        typer.Option(min=1, help="Trajectories at a time; default: 8; 64 for likelihood, or rollouts on vllm, openai."),
     ] = None,
     batch_tokens: Annotated[int, typer.Option(min=0, help="Tokens in one forward pass; 0: what suits.")] = 0,
     engine_option: Annotated[
@@ -128,6 +135,7 @@ def label(
 ) -> None:
     """Give every step of every trajectory a reward; run it again to go on where it stopped."""
     from cpmi.labelers.cpmi import CPMISettings
+    from cpmi.labelers.likelihood import LikelihoodSettings
     from cpmi.labelers.monte_carlo import MonteCarloSettings
     from cpmi.labelers.negatives import NegativeSettings
     from cpmi.labelers.pav import PAVSettings
@@ -162,6 +170,7 @@ def label(
         "mc": mc_settings,
         "pav": pav_settings,
         "outcome": OutcomeSettings,
+        "likelihood": lambda: LikelihoodSettings(normalization),
     }
     needs_prover = method == "pav" and best_of is None
     if method == "pav" and best_of is not None and (prover_option or was_given(ctx, "prover_rollouts")):

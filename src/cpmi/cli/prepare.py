@@ -45,7 +45,7 @@ def prepare(
         LabelKind | None, _field("Who made the labels: human or automatic (also for stepwise).", "KIND")
     ] = None,
     split_steps: Annotated[
-        str, _field("Cut one text into steps: auto, step-k, blank-lines, numbered or lines.", "HOW")
+        str, _field("Cut one text into steps: auto, step-k, blank-lines, numbered, lines or sentences.", "HOW")
     ] = "auto",
     split: Annotated[str | None, _field("Which split (datasets only).")] = None,
     gold: Annotated[Path | None, _gold("Join the answers in this file, by the question's text.", "FILE")] = None,

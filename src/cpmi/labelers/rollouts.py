@@ -7,28 +7,20 @@ The value of a prefix s_1..s_t under a policy is the share of N sampled completi
 from __future__ import annotations
 
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from cpmi.answers import answer_in, arrived_at, final_answer_of
+from cpmi.asking import Asking, PromptStyle, prompt
 from cpmi.errors import InputError
 from cpmi.grader import Grader, Verdict, outcome
-from cpmi.prompts import STEP_SEPARATOR
 from cpmi.protocols import Completion, Prompt, Sampled, Sampler, SamplingParams
 from cpmi.records import JSON, Cost, Trajectory
 
-PromptStyle = Literal["chat", "plain"]
-
-_ASK = "Reason step by step, and put the final answer within \\boxed{}."
-_PLAIN = f"Solve the following problem. {_ASK}\n\nProblem: {{question}}\n\nSolution:\n\n"
-_CHAT = f"{{question}}\n\n{_ASK}"
-# A base model that is done goes on with a problem of its own, whose answer must not be taken for this one's.
-_PLAIN_STOPS = ("\nProblem:", "\n\n\n\n")
 GRADING_THREADS = 4
 
 
@@ -145,6 +137,7 @@ class Roller:
         """
         self._sampler = sampler
         self._settings = settings
+        self._asking = Asking(settings.style)
         self._grader = grader
         self._role = role
         self._store: RolloutStore = store or KeepNothing()
@@ -181,7 +174,8 @@ class Roller:
 
             if missing:
                 prompts = [self._prompt(prefixes[i]) for i in missing]
-                self._sampler.sample(prompts, self._settings.n, self._sampling(), take)
+                sampling = self._asking.sampling(self._settings.sampling)
+                self._sampler.sample(prompts, self._settings.n, sampling, take)
             return [value() for value in graded]
 
     @contextmanager
@@ -202,20 +196,9 @@ class Roller:
         return self._store.get(self._role, prefix.trajectory.id, prefix.length)
 
     def _prompt(self, prefix: Prefix) -> Prompt:
-        question = prefix.trajectory.question.strip()
-        begun = "".join(step + STEP_SEPARATOR for step in prefix.trajectory.steps[: prefix.length])
-        if self._settings.style == "chat":
-            text = self._sampler.dialog(_CHAT.replace("{question}", question), begun)
-        else:
-            text = _PLAIN.replace("{question}", question) + begun
-        key = f"{self._settings.seed}:{self._role}:{prefix.trajectory.id}:{prefix.length}"
-        return Prompt(text, int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]))
-
-    def _sampling(self) -> SamplingParams:
-        sampling = self._settings.sampling
-        if self._settings.style == "chat" or sampling.stop:
-            return sampling
-        return replace(sampling, stop=_PLAIN_STOPS)
+        trajectory, length = prefix.trajectory, prefix.length
+        text = self._asking.text(self._sampler, trajectory, trajectory.steps[:length])
+        return prompt(text, self._settings.seed, self._role, trajectory.id, length)
 
     # --- grading ----------------------------------------------------------------------------------------------------
 

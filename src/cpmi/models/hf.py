@@ -239,7 +239,7 @@ class HFModel:
             if error := self._why_not_continued(ids):
                 ledger.close(index, error=error)
             elif n < 1 or params.max_tokens < 1:
-                ledger.close(index, (Completion("", "length"),) * n)
+                ledger.close(index, (Completion("", "length", ""),) * n)
             else:
                 texts[index] = ids
         rows = []

@@ -70,7 +70,15 @@ def _completion(choice: Any) -> Completion:
     text, reason = _field(choice, "text", str), _field(choice, "finish_reason", str)
     if reason not in _FINISHED:
         raise BadReply(one_line(f"it ended a completion with {reason!r}"))
-    return Completion(whole_text(text), reason)
+    return Completion(whole_text(text), reason, _stop_text(choice, reason))
+
+
+def _stop_text(choice: Any, reason: str) -> str | None:
+    """The stop text, by vLLM's field ``stop_reason`` (of SGLang: ``matched_stop``); None where the server has none."""
+    for name in ("stop_reason", "matched_stop"):
+        if name in choice:
+            return choice[name] if isinstance(choice[name], str) else ""
+    return "" if reason == "length" else None
 
 
 def read_logprobs(reply: Any, ids: list[int]) -> list[float]:

@@ -159,8 +159,9 @@ class Ending:
 
     def completion(self, row: Row) -> Completion:
         text = self._tokenizer.decode(row.sampled)
-        cuts = [text.index(each) for each in self._stop if each in text]
-        return Completion(text[: min(cuts)] if cuts else text, row.finish_reason or "length")
+        cuts = [(text.index(each), each) for each in self._stop if each in text]
+        at, stop = min(cuts, default=(len(text), ""))
+        return Completion(text[:at], row.finish_reason or "length", stop)
 
 
 @dataclass(slots=True)

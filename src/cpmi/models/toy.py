@@ -111,5 +111,5 @@ def _continue(context: str, params: SamplingParams, rng: random.Random) -> Compl
         text += chr(byte)
         for stop in params.stop:
             if text.endswith(stop):
-                return Completion(text.removesuffix(stop), "stop")
-    return Completion(text, "length")
+                return Completion(text.removesuffix(stop), "stop", stop)
+    return Completion(text, "length", "")

@@ -135,7 +135,7 @@ class VLLMModel:
             if error := self._why_not(ids):
                 settle(index, Sampled((), error=error))
             elif n < 1 or params.max_tokens < 1:
-                settle(index, Sampled((Completion("", "length"),) * n))
+                settle(index, Sampled((Completion("", "length", ""),) * n))
             else:
                 waiting[index] = Waiting(ids, n)
         requests = {

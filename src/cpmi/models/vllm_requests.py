@@ -64,7 +64,13 @@ class Waiting:
         cost = Cost(sum(len(each.token_ids) for each in completions), computed, seconds)
         if odd := {str(each.finish_reason) for each in completions} - {"stop", "length"}:
             return Sampled((), cost, f"vLLM ended it: {', '.join(sorted(odd))}")
-        return Sampled(tuple(Completion(each.text, each.finish_reason) for each in completions), cost)
+        return Sampled(tuple(map(_completion, completions)), cost)
+
+
+def _completion(output: Any) -> Completion:
+    """Where a token ended the text, vLLM gives its number as the reason."""
+    stop = output.stop_reason if isinstance(output.stop_reason, str) else ""
+    return Completion(output.text, output.finish_reason, stop)
 
 
 class Clock:

@@ -14,6 +14,7 @@ from pathlib import Path
 from cpmi.errors import InputError, unknown_name
 from cpmi.records import Trajectory
 from cpmi.sources.automatic import math_aps, math_shepherd
+from cpmi.sources.candidates import gsm8k_solutions, qwen_eval, zeroeval
 from cpmi.sources.files import read_any
 from cpmi.sources.human import big_bench_mistake, mr_math, prmbench, processbench
 from cpmi.sources.plain import plain, stepwise
@@ -48,6 +49,9 @@ SOURCES: dict[str, Source] = {
     ),
     "mr-math": Source("MR-MATH (ReasonEval): wrong or redundant steps, marked by people", row_by_row(mr_math)),
     "math-aps": Source("MATH-APS (OmegaPRM): trees of rollouts with Monte Carlo values", row_by_row(math_aps)),
+    "zeroeval": Source("candidates: a pool of ZeroEval, answers of many models to each question", row_by_row(zeroeval)),
+    "gsm8k-solutions": Source("candidates: GSM8K's example solutions, four models per question", gsm8k_solutions),
+    "qwen-eval": Source("candidates: samples of Qwen2.5-Math's evaluation, with rewards", row_by_row(qwen_eval)),
     "stepwise": Source("TRL's stepwise rows: prompt, completions, labels", row_by_row(stepwise)),
     "plain": Source("your own .jsonl, .json or .parquet file; name its fields with the --...-field options", plain),
     "datasets": Source("the same from a Hugging Face hub data set, or a folder made by save_to_disk", plain),
