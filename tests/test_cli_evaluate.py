@@ -135,7 +135,7 @@ def test_a_fixed_threshold_on_rewards_that_are_no_probabilities_gets_a_warning(c
         (("--threshold", "best"), "unknown threshold 'best'"),
         (("--threshold", "dev:none.jsonl"), "none.jsonl: no such file"),
         (("--trajectories", "none.jsonl"), "none.jsonl: no such file"),
-        (("--rewards", "none"), "none: no such file"),
+        (("--rewards", "none"), "steps judges one run, or one file of step rewards; --rewards names 2"),
         (("--output", "result.txt"), "the name of a result must end in .json"),
     ],
 )

@@ -137,6 +137,31 @@ ROWS: dict[str, tuple[dict[str, Any], list[tuple[str, ...]], list[tuple[bool | N
         [("a",), ("b",)],
         [None, None],
     ),
+    "zeroeval": (
+        {
+            "id": "7",
+            "question": "q",
+            "gold_answer": "5",
+            "candidates": [{"output": '{"reasoning": "One. Two.", "answer": 5}'}],
+        },
+        [("One.", "Two.")],
+        [None],
+    ),
+    "gsm8k-solutions": (
+        {"question": "q", "ground_truth": "a\nA: 5"}
+        | {
+            f"{size}_{kind}": {"is_correct": True, "solution": "<<1=1>>a\nA: 5"}
+            for size in ("6b", "175b")
+            for kind in ("finetuning", "verification")
+        },
+        [("a", "A: 5")] * 4,
+        [None] * 4,
+    ),
+    "qwen-eval": (
+        {"idx": 0, "question": "q", "gt": "5", "code": ["a\n\nb", "c"], "pred": ["5", "6"], "score": [True, False]},
+        [("a", "b"), ("c",)],
+        [None, None],
+    ),
     "stepwise": (
         {"prompt": "q", "completions": ["a", "b"], "labels": [True, False]},
         [("a", "b")],

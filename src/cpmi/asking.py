@@ -25,10 +25,12 @@ class Asking:
         style: ``chat``: the question as a user's message and the steps as the model's reply, begun; ``plain``: one
             text, for models without a chat template.
         by_steps: ask for a blank line between steps, so that solutions can be cut into them.
+        instruction: how to reason; where to put the answer is said behind it.
     """
 
     style: PromptStyle = "chat"
     by_steps: bool = False
+    instruction: str = "Reason step by step"
 
     def text(self, sampler: Sampler, question: Trajectory, steps: Sequence[str] = ()) -> str:
         """The prompt: the question, and the steps that there are, each with a blank line behind it.
@@ -46,7 +48,7 @@ class Asking:
         how = ", with a blank line between steps," if self.by_steps else ","
         choices = question.choices
         one_of = "" if choices is None else f" ({', '.join(choices[:-1])} or {choices[-1]})"
-        return f"Reason step by step{how} and put the final answer{one_of} within \\boxed{{}}."
+        return f"{self.instruction}{how} and put the final answer{one_of} within \\boxed{{}}."
 
     def sampling(self, params: SamplingParams) -> SamplingParams:
         """The parameters with the stop texts that the style needs, where there are none."""

@@ -112,7 +112,7 @@ def _source(name: str, given: str, candidates: dict[str, Trajectory], kept: Mapp
         notes.append(f"{strangers} of the rewards belong to no candidate here, and are left out")
     steps = {record.trajectory_id: record.rewards for record in found if record.rewards}  # none where it has an error
     if not steps:
-        raise InputError(f"{name}: none of the {len(kept)} candidates has rewards; all {len(found)} lines are errors")
+        raise InputError(f"{name}: none of the {len(kept)} candidates has rewards ({found[0].error or 'no steps'})")
     return Source(name, steps, {record.trajectory_id: record.cost for record in found}, notes=tuple(notes))
 
 

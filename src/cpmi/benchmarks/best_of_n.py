@@ -1,17 +1,19 @@
 """Best-of-N: what rewards do to answers, beside one sample, the majority and the oracle.
 
-The definitions are those of huggingface/search-and-learn and RyanLiu112/compute-optimal-tts: the scores of a candidate's
-steps become one, and the candidate with the highest one is chosen, or the scores of equal answers are added up.
+After huggingface/search-and-learn and RyanLiu112/compute-optimal-tts: the scores of a candidate's steps become one, and
+the candidate with the highest one is chosen, or the scores of equal answers are added up.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final, Literal
 
 import numpy as np
 
+from cpmi.aggregation import AGGREGATIONS, Aggregation, aggregate
 from cpmi.benchmarks.cases import versions
 from cpmi.benchmarks.choosing import Pool, highest, oracle, shares, subsets_of, votes
 from cpmi.errors import InputError
@@ -23,7 +25,7 @@ from cpmi.results import EvalResult
 NAME = "best-of-n"
 ONE, MAJORITY, ORACLE = "one sample", "majority", "oracle"
 BEST, WEIGHTED, SOFTMAX = "best-of-n", "weighted", "softmax"
-SCORE = "score"
+SCORE: Final = "score"
 """The aggregation of a source that has one score for a whole candidate."""
 
 _EVERY_N = 32  # up to here every N is reported, beyond it the powers of two
@@ -33,13 +35,9 @@ def _log_product(steps: Sequence[float]) -> float:
     return math.fsum(map(math.log, steps)) if min(steps) > 0 else -math.inf
 
 
-AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
-    "last": lambda steps: steps[-1],
-    "min": min,
-    "prod": _log_product,  # its logarithm: a product of many small numbers would be 0
-    "mean": lambda steps: math.fsum(steps) / len(steps),
-    "sum": math.fsum,
-}
+def _one(steps: Sequence[float], how: Aggregation) -> float:
+    """Of a product its logarithm: the product of many small numbers would be 0."""
+    return _log_product(steps) if how == "prod" else aggregate(steps, how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class BestOfNSettings:
     """
 
     sizes: tuple[int, ...] | None = None
-    aggregations: tuple[str, ...] = tuple(AGGREGATIONS)
+    aggregations: tuple[Aggregation, ...] = AGGREGATIONS
     temperature: float = 1.0
     subsets: int = 1000
     resamples: int = 1000
@@ -194,7 +192,7 @@ def evaluate(
         ways += own
         said += [[*source.notes, *own_notes], *([] for _ in own[1:])]
     right, tied = _figures(ways, pools, sizes, settings)
-    results = []
+    results: list[EvalResult] = []
     for subset, rows in _subsets(pools).items():
         weights = resamples(len(rows), settings.resamples, settings.seed) / len(rows)
         members = [pools[q] for q in rows]
@@ -205,9 +203,9 @@ def evaluate(
             if way.rule not in (ONE, ORACLE):
                 figures["ties"] = tied[k, rows]
             metrics = {
-                f"{name}@{n}": estimate(weights @ values[:, i])
+                f"{name}@{n}": estimate(column)
                 for name, values in figures.items()
-                for i, n in enumerate(sizes)
+                for n, column in zip(sizes, (weights @ values).T, strict=True)
             }
             first = subset == "all"
             cases = tuple(map(_case, members)) if first and not results else ()
@@ -270,12 +268,13 @@ def _ways_of(
         InputError: nothing can be done.
     """
     ways, notes = [], _coverage(source, pools, sizes)
-    for name in (SCORE,) if source.whole else settings.aggregations:
+    names: tuple[Aggregation | Literal["score"], ...] = (SCORE,) if source.whole else settings.aggregations
+    for name in names:
         if name == "prod" and not all(0 <= step <= 1 for steps in source.steps.values() for step in steps):
             notes.append("prod is left out: there are step rewards below 0 or above 1, which are no probabilities")
             continue
-        one = AGGREGATIONS["last" if source.whole else name]
-        scored = {i: one(steps) for i, steps in source.steps.items()}
+        how: Aggregation = "last" if name == SCORE else name
+        scored = {i: _one(steps, how) for i, steps in source.steps.items()}
         scores = tuple(np.array([scored.get(i, np.nan) for i in pool.ids]) for pool in pools)
         rules = [BEST, WEIGHTED, SOFTMAX]
         if name != "prod" and any((each < 0).any() for each in scores):
@@ -295,15 +294,13 @@ def _coverage(source: Source, pools: Sequence[Pool], sizes: Sequence[int]) -> li
     if not missing:
         return []
     notes = [f"{missing} candidates have no rewards: they cannot be chosen, and have no vote in weighted and softmax"]
-    drawn = sizes[0], sizes[-1]
-    empty = np.zeros(len(drawn))
+    ends = sorted({sizes[0], sizes[-1]})
+    empty = np.zeros(len(ends))
     for pool in pools:
-        able = sum(map(source.steps.__contains__, np.array(pool.ids)[pool.answered].tolist()))
-        empty += shares(len(pool), [min(n, len(pool)) for n in drawn])[:, len(pool) - able]
+        able = sum(i in source.steps for i, answered in zip(pool.ids, pool.answered, strict=True) if answered)
+        empty += shares(len(pool), [min(n, len(pool)) for n in ends])[:, len(pool) - able] / len(pools)
     if empty[0] > 0:
-        figures = " and ".join(
-            f"{x / len(pools):.1%} at N = {n}" for n, x in dict(zip(drawn, empty, strict=True)).items()
-        )
+        figures = " and ".join(f"{share:.1%} at N = {n}" for n, share in zip(ends, empty, strict=True))
         notes.append(f"no candidate drawn has both rewards and an answer, which counts as wrong: {figures}")
     return notes
 

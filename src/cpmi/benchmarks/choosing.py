@@ -90,7 +90,7 @@ def highest(pool: Pool, scores: FloatArray, eligible: BoolArray, sizes: Sequence
         eligible: (P,) whether a candidate can be chosen; where none of a subset can, the choice is wrong.
 
     Returns:
-        (sizes,) the share of subsets where the choice is right; (sizes,) where different answers have the highest score.
+        (sizes,) the share of subsets where the choice is right; (sizes,) where different answers share the top score.
     """
     share, size = shares(len(pool), sizes), len(pool)
     order = np.flatnonzero(eligible)[np.argsort(-scores[eligible], kind="stable")]
@@ -108,6 +108,8 @@ def _tied(kinds: IntArray, scores: FloatArray, share: FloatArray) -> FloatArray:
     tied = np.zeros(len(share))
     edges = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1], [True]])) if len(scores) else np.zeros(1)
     for start, end in itertools.pairwise(edges.tolist()):
+        if end - start == 1:
+            continue
         _, counts = np.unique(kinds[start:end], return_counts=True)
         if len(counts) > 1:
             below = share.shape[1] - 1 - end
@@ -150,9 +152,9 @@ class Ballot:
 
     def __init__(self, pool: Pool, members: BoolArray, eligible: BoolArray) -> None:
         self._drawn = np.ascontiguousarray(members[:, eligible].T, dtype=np.float64)  # (V, S)
-        self._right = np.append(pool.right[eligible], False)  # noqa: FBT003
+        self._right = np.append(pool.right[eligible], False)
         _, index, counts = np.unique(pool.classes[eligible], return_inverse=True, return_counts=True)
-        self._classes = index == np.arange(len(counts))[:, None]  # (C, V)
+        self._members = [np.flatnonzero(index == c) for c in range(len(counts))]
         places = np.where(self._drawn > 0, np.arange(len(index))[:, None], len(index)).astype(np.int32)
         by_class = np.argsort(index, kind="stable")
         starts = np.cumsum(counts) - counts
@@ -174,9 +176,10 @@ class Ballot:
         )
         high = np.where(np.isfinite(high), high, 0.0)
         wide = high - low > _SPREAD
-        votes = np.empty((len(logits), len(self._classes), self._drawn.shape[1]))
-        weights = np.exp(logits[~wide] - high[~wide, None])[:, None, :] * self._classes
-        votes[~wide] = (weights.reshape(-1, weights.shape[-1]) @ self._drawn).reshape(-1, *votes.shape[1:])
+        weights = np.exp(np.where(wide, -np.inf, logits.T - high).T)
+        votes = np.empty((len(logits), len(self._members), self._drawn.shape[1]))
+        for c, members in enumerate(self._members):  # not a product of matrices: BLAS has little to do, in many threads
+            np.einsum("kv,vs->ks", weights[:, members], self._drawn[members], out=votes[:, c])
         for k in np.flatnonzero(wide):
             votes[k] = self._wide_votes(logits[k])
         return self._outcome(votes)
@@ -185,7 +188,8 @@ class Ballot:
         """(C, S) relative to the highest in each subset, since relative to the highest of all they could all vanish."""
         drawn = np.where(self._drawn > 0, logits[:, None], -np.inf)
         high = drawn.max(axis=0)
-        return np.asarray(self._classes @ np.exp(drawn - np.where(np.isfinite(high), high, 0.0)))
+        weights = np.exp(drawn - np.where(np.isfinite(high), high, 0.0))
+        return np.stack([weights[members].sum(axis=0) for members in self._members])
 
     def _outcome(self, votes: FloatArray) -> tuple[FloatArray, FloatArray]:
         """From (K, C, S) votes."""

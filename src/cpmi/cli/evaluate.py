@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -145,12 +145,13 @@ def _best_of_n(
     bootstrap: int,
     seed: int,
 ) -> _Shown:
-    from cpmi.benchmarks.best_of_n import AGGREGATIONS, BestOfNSettings, parse_sizes, table
+    from cpmi.aggregation import AGGREGATIONS, Aggregation
+    from cpmi.benchmarks.best_of_n import BestOfNSettings, parse_sizes, table
     from cpmi.grader import Grader
     from cpmi.selection import evaluate_best_of_n
 
     sizes = None if n is None else parse_sizes(n)
-    aggregations = tuple(dict.fromkeys(aggregation or AGGREGATIONS))
+    aggregations = cast(tuple[Aggregation, ...], tuple(dict.fromkeys(aggregation or AGGREGATIONS)))  # checked there
     settings = BestOfNSettings(sizes, aggregations, temperature, subsets, bootstrap, seed)
     with Grader() as grader:
         results = evaluate_best_of_n(rewards, trajectories, settings, grader=grader)

@@ -59,6 +59,9 @@ def solve(
     prompt: Annotated[
         PromptStyle, typer.Option(help="chat: the model's chat template; plain: for models that have none.")
     ] = "chat",
+    instruction: Annotated[
+        str, typer.Option(help="How to reason; the form of steps and answer is said behind it.")
+    ] = "Reason step by step",
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of a solution (default: 2048); of a search: of a step (default: 512).")
     ] = None,
@@ -86,7 +89,7 @@ def solve(
     from cpmi.solve import SAMPLING, SampleSettings, SolveJob
 
     _refuse_search_options(ctx, search)
-    asking = Asking(prompt, by_steps=True)
+    asking = Asking(prompt, by_steps=True, instruction=instruction)
     default = SAMPLING if search == "none" else STEP_SAMPLING
     sampling = replace(
         default, max_tokens=max_tokens or default.max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,

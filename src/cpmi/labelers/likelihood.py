@@ -19,7 +19,7 @@ import numpy as np
 from cpmi.errors import InputError
 from cpmi.labelers.checks import why_no_steps
 from cpmi.prompts import INSTRUCTIONS, StepsPlan, Template, plan_steps
-from cpmi.protocols import FloatArray, IntArray, ScoredTree, Scorer
+from cpmi.protocols import FloatArray, IntArray, Scorer
 from cpmi.records import Cost, StepRewards, Trajectory
 
 Normalization = Literal["mean", "sum"]
@@ -58,14 +58,16 @@ class _Scored:
     Attributes:
         sums: (steps,) sum of the log-probabilities of each step's tokens.
         tokens: (steps,) how many they are.
+        shared: whether others were in its tree.
+        error: of the tree.
         cost: of all trees it was in.
-        error: of the last of them.
     """
 
     sums: FloatArray
     tokens: IntArray
-    cost: Cost = Cost()
-    error: str | None = None
+    shared: bool
+    error: str | None
+    cost: Cost
 
 
 class Likelihood:
@@ -90,8 +92,7 @@ class Likelihood:
         able = [i for i, problem in enumerate(problems) if problem is None]
         scored = self._scored(trajectories, able)
         # A tree fails with all that are in it, though one alone may be too long: so each gets a tree of its own.
-        together = Counter(trajectories[i].question for i in able)
-        failed = [i for i in able if scored[i].error is not None and together[trajectories[i].question] > 1]
+        failed = [i for i in able if scored[i].error is not None and scored[i].shared]
         for i, again in self._scored(trajectories, failed, alone=True).items():
             again.cost += scored[i].cost
             scored[i] = again
@@ -115,8 +116,12 @@ class Likelihood:
         for each, result in zip(planned, results, strict=True):
             costs = _split(result.cost, each.plan)
             for solution, i in each.owners.items():
-                found[i] = _sums(each.plan.spans[solution], result)
-                found[i].cost = costs[solution] + own
+                found[i] = _Scored(
+                    *_sums(each.plan.spans[solution], result.logprobs),
+                    shared=len(each.owners) > 1,
+                    error=result.error,
+                    cost=costs[solution] + own,
+                )
         return found
 
     def _planned(self, trajectories: Sequence[Trajectory], which: Sequence[int], *, alone: bool) -> list[_Planned]:
@@ -126,8 +131,8 @@ class Likelihood:
         planned = []
         for (question, _), group in groups.items():
             solutions = [trajectories[i].steps for i in group]
-            for plan in plan_steps(question, solutions, self._settings.template, self._scorer):
-                planned.append(_Planned(plan, {solution: group[solution] for solution in plan.spans}))
+            plans = plan_steps(question, solutions, self._settings.template, self._scorer)
+            planned += [_Planned(plan, {solution: group[solution] for solution in plan.spans}) for plan in plans]
         return planned
 
     def _record(self, trajectory: Trajectory, scored: _Scored) -> StepRewards:
@@ -145,10 +150,10 @@ class Likelihood:
         return StepRewards(trajectory.id, tuple(rewards.tolist()), self.name, terms, cost=scored.cost)
 
 
-def _sums(spans: Sequence[IntArray], result: ScoredTree) -> _Scored:
-    logprobs = result.logprobs
-    sums = np.array([0.0 if logprobs is None else logprobs[nodes].sum() for nodes in spans])
-    return _Scored(sums, np.array([len(nodes) for nodes in spans], dtype=np.int64), error=result.error)
+def _sums(spans: Sequence[IntArray], logprobs: FloatArray | None) -> tuple[FloatArray, IntArray]:
+    """(steps,) the sum over each step's nodes, and their number."""
+    sums = [0.0 if logprobs is None else float(logprobs[nodes].sum()) for nodes in spans]
+    return np.array(sums), np.array([len(nodes) for nodes in spans], dtype=np.int64)
 
 
 def _split(cost: Cost, plan: StepsPlan) -> dict[int, Cost]:

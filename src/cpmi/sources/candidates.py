@@ -118,13 +118,12 @@ def _read_as_json(output: str, start: int) -> str | None:
 
 # Commands of LaTeX that begin as an escape of a line break does. Those that begin as \t, \r, \b and \f do are told by
 # their two letters or more: nobody breaks a line, or rings a bell, in the midst of a word.
-_COMMAND_N = (
-    r"n(?:e|eq|eg|u|i|ot|otin|abla|leq|geq|mid|sim|less|gtr|cong|parallel|onumber|ewline|orm|ormalsize|subseteq)"
-)
+_COMMAND_N = r"n(?:eq|eg|ot|otin|abla|leq|geq|mid|sim|less|gtr|cong|parallel|onumber|ewline|orm|ormalsize|subseteq)"
 _ESCAPE = re.compile(
     r"(?P<row>\\{4})"
     r"|(?P<pair>\\\\)"
     rf"|\\(?P<command>{_COMMAND_N}(?![A-Za-z])|[trbf][a-z]+[A-Za-z]*)"
+    r"|\\(?P<either>n[eiu])(?![A-Za-z])"  # \ne, \ni, \nu; or a line that begins with a variable
     r"|(?P<code>(?:\\u[0-9a-fA-F]{4})+)"
     r"|\\(?P<letter>[ntr\"'/])"
 )
@@ -139,7 +138,8 @@ def _unescaped(text: str) -> str:
     r"""Undo the escapes of a JSON text whose writer may not have escaped LaTeX: ``\\frac`` and ``\frac`` both mean
     ``\frac``, never a form feed and "rac".
 
-    In a text that has a bare backslash somewhere, two backslashes are LaTeX's line break, but not before a command.
+    In a text that has a bare backslash somewhere, two backslashes are LaTeX's line break, but not before a command, and
+    the short commands ``\ne``, ``\ni``, ``\nu`` are commands; elsewhere a line break stands before that letter.
     """
     bare = _BARE.search(text) is not None
 
@@ -148,6 +148,8 @@ def _unescaped(text: str) -> str:
             return "\\\\"
         if match["pair"]:
             return "\\\\" if bare and not _AFTER_ONE.match(text, match.end()) else "\\"
+        if match["either"]:
+            return match[0] if bare else "\n" + match["either"][1:]
         if match["code"]:
             return _code_points(match["code"])
         return _LETTERS[match["letter"]] if match["letter"] else match[0]
@@ -181,18 +183,18 @@ def gsm8k_solutions(rows: Iterator[Row], context: Context) -> Made:
 
 
 def _gsm8k_solution(row: Row, context: Context, question_id: str, i: int) -> Trajectory:
-    generator = GENERATORS[i]
+    question, truth, generator = row.text("question"), row.text("ground_truth"), GENERATORS[i]
     text, correct = row.text(f"{generator}.solution"), row.get(f"{generator}.is_correct")
     lines = (line.strip() for line in _CALCULATION.sub("", text).splitlines())
     steps = tuple(line for line in lines if line)
     stated = _FINAL_LINE.fullmatch(steps[-1]) if steps else None
     if steps and stated is None:
         context.tally.note("solutions without a last line 'A: ...'", row.place)
-    gold = _FINAL_LINE.fullmatch(row.text("ground_truth").rstrip().rpartition("\n")[2].strip())
+    gold = _FINAL_LINE.fullmatch(truth.rstrip().rpartition("\n")[2].strip())
     if gold is None:
         raise InputError("field 'ground_truth' must end in a line 'A: ...'")
     return Trajectory(
-        question=row.text("question"),
+        question=question,
         steps=steps,
         gold_answer=gold["answer"],
         final_answer=stated["answer"] if stated else None,
