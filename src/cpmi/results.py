@@ -16,19 +16,24 @@ from cpmi.records import JSON, Cost, write_whole
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """How well one source of step rewards does on one subset of a benchmark.
+    """How well one source of rewards does on one subset of a benchmark.
 
     Attributes:
-        benchmark: ``steps``, ``processbench`` or ``prmbench``.
+        benchmark: ``steps``, ``processbench``, ``prmbench`` or ``best-of-n``.
         subset: of the benchmark (``gsm8k``, ``redundency``...), or what it sums up: ``all``, ``average``, ``overall``,
             a group of PRMBench.
-        source: of the rewards: a run's name, or a trivial baseline's.
-        metrics: each in [0, 1] with its 95 % interval; the value is None where it is not defined (one class only).
-        n: trajectories that the metrics are over.
-        n_unscored: trajectories of the subset that have no rewards, and are in no metric.
-        settings: what the numbers depend on: the threshold protocol, thresholds, resamples, seed.
+        source: of the rewards: a run's name, or a trivial baseline's; of ``best-of-n`` also the name of a rule that
+            uses no rewards.
+        metrics: each with its 95 % interval, in [0, 1]; a difference (``gain@N``) in [-1, 1]. The value is None where
+            it is not defined (one class only).
+        n: trajectories that the metrics are over; of ``best-of-n``: questions.
+        n_unscored: trajectories of the subset that have no rewards, and are in no metric; of ``best-of-n``: candidates
+            that cannot be chosen.
+        settings: what the numbers depend on: the threshold protocol, thresholds, resamples, seed; of ``best-of-n``
+            also the rule and the aggregation.
         curves: lines to draw, each two lists of numbers: ``roc``, ``pr``, ``reliability``.
-        cases: a trajectory's outcome each: its id, what people said and what the rewards say.
+        cases: a trajectory's outcome each: its id, what people said and what the rewards say. Of ``best-of-n`` a
+            question's each, in the first result alone: its id, how many candidates, right ones and different answers.
         notes: what a reader must know, a sentence each.
         cost: of the rewards.
         versions: of this package and of those that compute.

@@ -322,10 +322,32 @@ def _pool_notes(pools: Sequence[Pool], sizes: Sequence[int]) -> list[str]:
 _COLUMNS = 6  # so many Ns fit beside one another
 
 
+def sizes_of(result: EvalResult) -> list[int]:
+    """The Ns that a result has the accuracy for, from the smallest to the largest.
+
+    Raises:
+        ValueError: the name of a metric that ``evaluate`` did not write.
+    """
+    return sorted(int(name.partition("@")[2]) for name in result.metrics if name.startswith("accuracy@"))
+
+
+def shown_sizes(sizes: Sequence[int]) -> list[int]:
+    """Those that a table has columns for: of many the powers of two and the largest."""
+    return [n for n in sizes if len(sizes) <= _COLUMNS or n & (n - 1) == 0 or n == sizes[-1]]
+
+
+def percent(result: EvalResult, name: str) -> Estimate | None:
+    """A metric in percent; None where the rule does not have it."""
+    found = result.metrics.get(name)
+    if found is None:
+        return None
+    return Estimate(*(None if x is None else 100 * x for x in (found.value, found.low, found.high)))
+
+
 def table(results: Sequence[EvalResult]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of text: accuracy in percent with its interval; of many Ns the powers of two and the largest."""
-    sizes = [int(name.partition("@")[2]) for name in results[0].metrics if name.startswith("accuracy@")]
-    shown = [n for n in sizes if len(sizes) <= _COLUMNS or n & (n - 1) == 0 or n == sizes[-1]]
+    sizes = sizes_of(results[0])
+    shown = shown_sizes(sizes)
     several = len({result.subset for result in results}) > 1
     rows = [
         [
@@ -333,8 +355,8 @@ def table(results: Sequence[EvalResult]) -> tuple[list[str], list[list[str]]]:
             str(result.settings["aggregation"] or "-"),
             result.source if result.settings["aggregation"] else "-",
             *([result.subset] if several else []),
-            *(_percent(result, f"accuracy@{n}") for n in shown),
-            _percent(result, f"ties@{sizes[-1]}"),
+            *(_text(percent(result, f"accuracy@{n}")) for n in shown),
+            _text(percent(result, f"ties@{sizes[-1]}")),
         ]
         for result in results
     ]
@@ -342,9 +364,5 @@ def table(results: Sequence[EvalResult]) -> tuple[list[str], list[list[str]]]:
     return [*names, *(f"N = {n}" for n in shown), f"ties at {sizes[-1]}"], rows
 
 
-def _percent(result: EvalResult, name: str) -> str:
-    found = result.metrics.get(name)
-    if found is None:
-        return "-"
-    values = (None if x is None else 100 * x for x in (found.value, found.low, found.high))
-    return Estimate(*values).text(1)
+def _text(figure: Estimate | None) -> str:
+    return "-" if figure is None else figure.text(1)
