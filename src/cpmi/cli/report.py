@@ -11,7 +11,7 @@ import typer
 from cpmi.cli.app import Json, Trajectories, app, print_json
 
 # The same names as in cpmi.report.figures, which is not imported here: it loads matplotlib.
-Kind = Literal["distribution", "roc", "pr", "reliability", "position", "cost", "training"]
+Kind = Literal["distribution", "roc", "pr", "reliability", "position", "cost", "training", "best-of-n"]
 
 Bootstrap = Annotated[int, typer.Option(min=1, help="Resamples for the intervals.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the resamples.")]
@@ -50,10 +50,18 @@ def report(
 
 @app.command()
 def plot(
-    kind: Annotated[Kind, typer.Argument(help="Which figure of the report; training: the losses of reward models.")],
+    kind: Annotated[
+        Kind,
+        typer.Argument(
+            help="Which figure of the report; training: losses of reward models; best-of-n: results of cpmi evaluate."
+        ),
+    ],
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run directories, or files of step rewards; folders of reward models."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Run directories, or files of step rewards; folders of reward models; results of best-of-n.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .png, .svg or .pdf.")],
     trajectories: Trajectories = None,

@@ -12,6 +12,7 @@ from cpmi.export import refuse_overwriting
 from cpmi.grader import Grader
 from cpmi.records import write_whole
 from cpmi.report.material import load
+from cpmi.results import read_results
 
 if TYPE_CHECKING:
     from cpmi.report.figures import Kind
@@ -72,7 +73,7 @@ def write_report(
 
 
 def plot(
-    kind: Kind | Literal["training"],
+    kind: Kind | Literal["training", "best-of-n"],
     runs: Sequence[Path],
     output: Path,
     trajectories: Path | None = None,
@@ -84,7 +85,8 @@ def plot(
     """Write one figure of the page as ``.png``, ``.svg`` or ``.pdf``; return what a reader of it must know.
 
     Args:
-        kind: of the page's figures, or ``training``, for which ``runs`` are reward models.
+        kind: of the page's figures; ``training``, for which ``runs`` are reward models; or ``best-of-n``, for which
+            they are results of ``cpmi evaluate``.
 
     Raises:
         InputError: matplotlib is missing, there is nothing to draw, or as ``write_report``.
@@ -102,6 +104,12 @@ def plot(
         write_whole(output, image(training_panels(runs), FORMATS[output.suffix]))
         return ()
     refuse_overwriting(output, runs, trajectories)
+    if kind == "best-of-n":
+        from cpmi.report.choice_figure import choice_panels, left_out
+
+        results = [result for run in runs for result in read_results(run)]
+        write_whole(output, image(choice_panels(results), FORMATS[output.suffix]))
+        return left_out(results)
     material = load(runs, trajectories, grader=grader, count=count, seed=seed)
     if not material.runs:
         raise InputError("name at least one run; a figure is not made from results")

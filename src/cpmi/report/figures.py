@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cpmi.metrics import JudgedTrajectory
+from cpmi.report.choice_figure import CAPTION, blocks, choice_panels, left_out
 from cpmi.report.cost_figure import cost_panel
 from cpmi.report.curves import (
     LAST_POSITION,
@@ -38,7 +39,7 @@ class Chart:
         notes: which panels are missing, and why.
     """
 
-    kind: Kind
+    kind: Kind | Literal["best-of-n"]
     heading: str
     caption: str
     panels: tuple[Panel, ...]
@@ -48,6 +49,14 @@ class Chart:
 def charts(material: Material) -> list[Chart]:
     """All figures, in the order of the page."""
     return [chart(kind, material) for kind in get_args(Kind)]
+
+
+def choice_chart(material: Material) -> Chart | None:
+    """The curves of best-of-N, where there are results of it."""
+    if not blocks(material.results):
+        return None
+    heading = "Right answers by the number of candidates"
+    return Chart("best-of-n", heading, CAPTION, tuple(choice_panels(material.results)), left_out(material.results))
 
 
 def chart(kind: Kind, material: Material) -> Chart:

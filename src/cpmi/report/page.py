@@ -13,7 +13,7 @@ from cpmi import __version__
 from cpmi.compare import notes
 from cpmi.report.data import embedded, page_data
 from cpmi.report.drawing import inline_svg
-from cpmi.report.figures import charts
+from cpmi.report.figures import charts, choice_chart
 from cpmi.report.material import Material
 from cpmi.report.tables import benchmark_tables, correlations, summary_table
 from cpmi.report.verdicts import verdicts
@@ -50,9 +50,10 @@ def _contents(material: Material) -> dict[str, Any]:
     """What stands above the list of trajectories."""
     comparison = material.comparison
     figures = charts(material) if material.runs else []
+    choice = choice_chart(material)
     svgs = {
         (chart.kind, index): inline_svg(panel, f"{chart.kind}{index}")
-        for chart in figures
+        for chart in (*figures, *([choice] if choice else []))
         for index, panel in enumerate(chart.panels)
     }
     return {
@@ -61,6 +62,7 @@ def _contents(material: Material) -> dict[str, Any]:
         "correlations": correlations(comparison) if comparison else None,
         "notes": [*(notes(comparison) if comparison else ()), *material.notes],
         "charts": figures,
+        "choice": choice,
         "svgs": svgs,
         "benchmarks": benchmark_tables(material.results),
     }

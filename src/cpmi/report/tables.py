@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from cpmi.benchmarks import best_of_n
 from cpmi.compare import Comparison, Row, correlation_table
 from cpmi.metrics import Estimate
 from cpmi.report.verdicts import duration, figure
@@ -114,6 +115,8 @@ def benchmark_tables(results: Sequence[EvalResult]) -> list[Table]:
 
 
 def _benchmark_table(benchmark: str, results: Sequence[EvalResult]) -> Table:
+    if benchmark == best_of_n.NAME:
+        return _choice_table(results)
     metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
     rows = []
     for result in results:
@@ -122,6 +125,36 @@ def _benchmark_table(benchmark: str, results: Sequence[EvalResult]) -> Table:
         rows.append((*names, *(_estimate(result.metrics.get(name)) for name in metrics)))
     columns = ("source", "subset", "threshold", "n", *map(_heading, metrics))
     return Table(benchmark, columns, tuple(rows), 3, notes=tuple(_notes(results)))
+
+
+def _choice_table(results: Sequence[EvalResult]) -> Table:
+    """Right answers in percent at some Ns, and the gain over the majority and the ties at each row's largest."""
+    shown = sorted({n for result in results for n in best_of_n.shown_sizes(best_of_n.sizes_of(result))})
+    rows = []
+    for result in results:
+        last = best_of_n.sizes_of(result)[-1]
+        aggregation = result.settings.get("aggregation")
+        unscored = f"{result.n_unscored:,} unscored" if result.n_unscored else ""
+        names = (
+            Cell(str(result.settings.get("rule"))),
+            Cell(str(aggregation)) if aggregation else _DASH,
+            Cell(result.source) if aggregation else _DASH,
+            Cell(result.subset),
+            Cell(f"{result.n:,}", unscored),
+        )
+        figures = (f"accuracy@{n}" for n in shown)
+        metrics = (*figures, f"gain@{last}", f"ties@{last}")
+        rows.append((*names, *(_percent(best_of_n.percent(result, name)) for name in metrics)))
+    columns = ("rule", "aggregation", "rewards", "subset", "questions", *(f"N = {n}" for n in shown), "gain", "ties")
+    notes = ("Right answers in percent; gain over the majority and ties at the largest N.", *_notes(results))
+    return Table(best_of_n.NAME, columns, tuple(rows), 4, notes=notes)
+
+
+def _percent(value: Estimate | None) -> Cell:
+    if value is None or value.value is None:
+        return _DASH
+    interval = "" if value.low is None or value.high is None else f"{value.low:.1f} to {value.high:.1f}"
+    return Cell(f"{value.value:.1f}".replace("-", "\N{MINUS SIGN}"), interval.replace("-", "\N{MINUS SIGN}"))
 
 
 def _notes(results: Sequence[EvalResult]) -> Iterator[str]:
