@@ -75,6 +75,7 @@ def test_the_page_has_curves_and_a_table_that_fits(folder: Path, run_cpmi: RunCp
     page = (folder / "page.html").read_text()
     assert "Right answers by the number of candidates" in page
     assert page.count("<svg") == 3
+    assert "<h1>Step rewards: good.jsonl</h1>" in page
     headings = re.findall(r"<th[^>]*scope=\"col\"[^>]*>\s*([^<]*?)\s*<", page)
     assert [text for text in headings if text] == [
         "rule", "aggregation", "rewards", "subset", "questions", "N = 1", "N = 2", "N = 3", "N = 4", "gain", "ties",

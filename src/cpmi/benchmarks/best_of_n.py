@@ -25,6 +25,7 @@ from cpmi.results import EvalResult
 NAME = "best-of-n"
 ONE, MAJORITY, ORACLE = "one sample", "majority", "oracle"
 BEST, WEIGHTED, SOFTMAX = "best-of-n", "weighted", "softmax"
+WITHOUT_REWARDS = (ONE, MAJORITY, ORACLE)
 SCORE: Final = "score"
 """The aggregation of a source that has one score for a whole candidate."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from cpmi import __version__
+from cpmi.benchmarks.best_of_n import WITHOUT_REWARDS
 from cpmi.compare import notes
 from cpmi.report.data import embedded, page_data
 from cpmi.report.drawing import inline_svg
@@ -69,8 +70,9 @@ def _contents(material: Material) -> dict[str, Any]:
 
 
 def _title(material: Material) -> str:
-    names = [run.name for run in material.runs] or list(dict.fromkeys(result.source for result in material.results))
-    return f"Step rewards: {', '.join(names)}"
+    rewards = (result.source for result in material.results if result.settings.get("rule") not in WITHOUT_REWARDS)
+    names = [run.name for run in material.runs] or list(dict.fromkeys(rewards))
+    return f"Step rewards: {', '.join(names)}" if names else "Answers chosen without rewards"
 
 
 def _hash(text: str) -> str:
