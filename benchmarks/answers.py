@@ -3,8 +3,8 @@
     python benchmarks/answers.py pick folio=validation.jsonl,train.jsonl:100 logiqa2=test.jsonl:100 -o questions.jsonl
     python benchmarks/answers.py cut candidates.jsonl --questions 200 -o some.jsonl
 
-``pick`` takes so many questions of each set: all files of a set, one after the other, each in the order of a hash of
-its questions. ``cut`` takes all candidates of so many questions, in the order of a hash of the questions' ids; with
+``pick`` takes so many questions of each set, each text once: all files of a set, one after the other, each in the order
+of a hash of its questions. ``cut`` takes all candidates of so many questions, in the order of a hash of their ids; with
 ``--longest``, only of questions whose candidates all stay below so many characters.
 """
 
@@ -36,10 +36,13 @@ def pick(options: argparse.Namespace) -> None:
 
 
 def _questions(task: str, files: list[str]) -> Iterator[Trajectory]:
+    seen: set[str] = set()
     for file in files:
-        found = sorted(read_questions(file, task), key=lambda each: _hash(each.question))
         stem = Path(file).name.split(".")[0]
-        yield from (dataclasses.replace(each, id=f"{stem}-{each.id}") for each in found)
+        for each in sorted(read_questions(file, task), key=lambda each: _hash(each.question)):
+            if each.question not in seen:
+                seen.add(each.question)
+                yield dataclasses.replace(each, id=f"{stem}-{each.id}")
 
 
 def cut(options: argparse.Namespace) -> None:

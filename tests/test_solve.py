@@ -132,6 +132,19 @@ def test_what_a_kill_tore_is_dropped_and_made_again(engine: Callable[..., Engine
     assert job.output.read_bytes() == whole
 
 
+def test_candidates_that_somebody_deleted_are_made_again(engine: Callable[..., Engine], job: SolveJob) -> None:
+    engine()
+    solve(job)
+    whole = job.output.read_bytes()
+    job.output.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
+    again = engine()
+    assert solve(job).candidates == 9
+    assert len(again.asked) == 2
+    job.output.unlink()
+    assert solve(dataclasses.replace(job, limit=1)).candidates == 3
+    assert job.output.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
+
+
 def test_a_limit_can_be_raised_later(engine: Callable[..., Engine], job: SolveJob) -> None:
     engine()
     assert solve(dataclasses.replace(job, limit=1)).candidates == 3
@@ -170,8 +183,8 @@ def test_a_question_that_fails_is_a_record_and_can_be_tried_again(
     assert [each.tags["question_id"] for each in read_trajectories(job.output)][3] == "choice"
 
 
-def test_a_file_that_is_something_else_is_left_alone(engine: Callable[..., Engine], job: SolveJob) -> None:
-    engine()
+def test_a_file_that_is_something_else_is_left_alone(job: SolveJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solving, "open_model", lambda _: pytest.fail("a model was loaded"))
     job.output.write_text("mine\n")
     with pytest.raises(InputError, match="not from cpmi solve; choose another"):
         solve(job)
@@ -214,12 +227,15 @@ class Longest:
     def describe(self) -> dict[str, Any]:
         return {"engine": "longest"}
 
+    def close(self) -> None:
+        """Nothing to close."""
+
 
 def test_a_search_keeps_its_rewards_and_its_costs(
     engine: Callable[..., Engine], job: SolveJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine()
-    monkeypatch.setattr(solving, "_open_prm", lambda *_: Longest())
+    monkeypatch.setattr(solving, "open_prm", lambda *_: Longest())
     monkeypatch.setitem(
         SAYS, "2 + 2", [Completion("\\boxed{4}", "stop", ""), Completion("It is \\boxed{5}", "stop", "")]
     )

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpmi.errors import InputError, require
+from cpmi.errors import InputError
 from cpmi.grader import Grader
 from cpmi.labelers.cpmi import CPMI, CPMISettings
 from cpmi.labelers.likelihood import Likelihood, LikelihoodSettings
@@ -20,6 +20,7 @@ from cpmi.labelers.outcome import Outcome
 from cpmi.labelers.pav import PAV, PAVSettings
 from cpmi.labelers.rollouts import GRADING_THREADS
 from cpmi.models import ModelSettings, open_model
+from cpmi.prm import open_prm
 from cpmi.records import Trajectory, read_trajectories
 from cpmi.rollout_file import RolloutFile, require_same_policy
 from cpmi.runs import Part, Progress, RunDirectory, Shard, attempt, run_part
@@ -277,16 +278,10 @@ def _likelihood(job: LabelJob, tools: _Tools) -> StepRewarder:
 
 
 def _prm(job: LabelJob, tools: _Tools) -> StepRewarder:
-    require("torch", "hf")
-    from cpmi.prm.checkpoint import open_checkpoint
-    from cpmi.prm.features import FeatureCache
-    from cpmi.prm.model import PRM
-
     assert isinstance(job.settings, PRMSettings)  # noqa: S101
     if job.model is None:
         raise InputError("name a reward model")
-    cache = None if job.features is None else FeatureCache(job.features)
-    prm = PRM(open_checkpoint(job.model, job.settings.family), job.model, cache=cache)
+    prm = open_prm(job.model, job.settings.family, job.features)
     tools.opened.callback(prm.close)
     return prm
 

@@ -8,7 +8,8 @@
         attempts.jsonl, lock
 
 A question is done when its line in ``questions.jsonl`` is there, which is written last: what a kill left of an
-unfinished question is dropped. When all are done, the candidates are put in the order of their questions.
+unfinished question is dropped, and a question whose candidates are not all there any more is asked again. In the end
+the candidates are put in the order of their questions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -95,11 +97,8 @@ class SolutionFile:
             InputError: another process writes it, it was made by other settings or by something else, or a line is
                 broken.
         """
-        if path.suffix != ".jsonl":
-            raise InputError(f"{path}: the name of a file of candidates must end in .jsonl")
+        refuse_foreign(path)
         folder = run_folder(path)
-        if path.exists() and not folder.exists():
-            raise InputError(f"{path} is there, and not from cpmi solve; choose another --output")
         path.parent.mkdir(parents=True, exist_ok=True)
         run = RunDirectory.create_or_resume(folder, settings)
         with (folder / "lock").open("w") as lock:
@@ -123,32 +122,22 @@ class SolutionFile:
     def put_in_order(self, question_ids: Iterable[str]) -> None:
         """Candidates and rewards in the order of these questions, those of one question as they were."""
         order = {name: number for number, name in enumerate(question_ids)}
-        lines = _lines(self.path, Trajectory)
-        places = {each.id: order[each.tags[QUESTION_ID]] for each, _ in lines}
-        _rewrite(self.path, sorted(lines, key=lambda line: places[line[0].id]))
-        if self._rewards.exists():
-            _rewrite(
-                self._rewards, sorted(_lines(self._rewards, StepRewards), key=lambda r: places[r[0].trajectory_id])
-            )
+        candidates = _lines(self.path, Trajectory)
+        places = {each.id: order[each.tags[QUESTION_ID]] for each, _ in candidates}
+        _rewrite(self.path, sorted(candidates, key=lambda line: places[line[0].id]))
+        _rewrite(
+            self._rewards, sorted(_lines(self._rewards, StepRewards), key=lambda line: places[line[0].trajectory_id])
+        )
 
     def _take_up(self, *, retry_errors: bool) -> None:
         """Read what is there; what belongs to no finished question is cut off."""
-        kept = []
-        for line, place in _whole_lines(self._questions):
-            attempt = attempt_from_json(parse_line(line, place))
-            if attempt.error is None or not retry_errors:
-                self.attempts[attempt.id] = attempt
-                kept.append(line)
-        if self._questions.exists():
-            write_whole(self._questions, b"".join(kept))
-        candidates = [line for line in _lines(self.path, Trajectory) if line[0].tags.get(QUESTION_ID) in self.attempts]
-        if self.path.exists() or self.attempts:
-            _rewrite(self.path, candidates)
-        if self._rewards.exists():
-            known = {each.id for each, _ in candidates}
-            _rewrite(
-                self._rewards, [line for line in _lines(self._rewards, StepRewards) if line[0].trajectory_id in known]
-            )
+        self.attempts = done_before(self.path, retry_errors=retry_errors)
+        _rewrite(self._questions, [line for line in _attempts(self._questions) if line[0].id in self.attempts])
+        lines = _lines(self.path, Trajectory)
+        candidates = [line for line in lines if line[0].tags.get(QUESTION_ID) in self.attempts]
+        _rewrite(self.path, candidates)
+        known = {each.id for each, _ in candidates}
+        _rewrite(self._rewards, [line for line in _lines(self._rewards, StepRewards) if line[0].trajectory_id in known])
 
 
 def run_folder(path: Path) -> Path:
@@ -156,10 +145,39 @@ def run_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.run")
 
 
+def refuse_foreign(path: Path) -> None:
+    """Refuse a place where candidates cannot go.
+
+    Raises:
+        InputError: another suffix, or a file that is something else.
+    """
+    if path.suffix != ".jsonl":
+        raise InputError(f"{path}: the name of a file of candidates must end in .jsonl")
+    if path.exists() and not run_folder(path).exists():
+        raise InputError(f"{path} is there, and not from cpmi solve; choose another --output")
+
+
 def read_attempts(path: Path) -> list[Attempt]:
     """What is known of the questions of a file of candidates; empty where ``cpmi solve`` did not make it."""
-    lines = _whole_lines(run_folder(path) / "questions.jsonl")
-    return [attempt_from_json(parse_line(line, place)) for line, place in lines]
+    return [each for each, _ in _attempts(run_folder(path) / "questions.jsonl")]
+
+
+def done_before(path: Path, *, retry_errors: bool) -> dict[str, Attempt]:
+    """The questions that need not be asked again: their record is there, and so are all their candidates.
+
+    Args:
+        retry_errors: those that ended in an error are asked again.
+    """
+    there = Counter(each.tags.get(QUESTION_ID) for each, _ in _lines(path, Trajectory))
+    return {
+        each.id: each
+        for each in read_attempts(path)
+        if there[each.id] == each.candidates and (each.error is None or not retry_errors)
+    }
+
+
+def _attempts(path: Path) -> list[tuple[Attempt, bytes]]:
+    return [(attempt_from_json(parse_line(line, place)), line) for line, place in _whole_lines(path)]
 
 
 def _whole_lines(path: Path) -> list[tuple[bytes, str]]:
@@ -182,7 +200,10 @@ def _lines(path: Path, kind: Any) -> list[tuple[Any, bytes]]:
 
 
 def _rewrite(path: Path, lines: Iterable[tuple[Any, bytes]]) -> None:
-    write_whole(path, b"".join(line for _, line in lines))
+    """Make this the content of a file, if it is not already."""
+    content = b"".join(line for _, line in lines)
+    if (path.read_bytes() if path.exists() else b"") != content:
+        write_whole(path, content)
 
 
 def _append(path: Path, lines: Sequence[str]) -> None:

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from cpmi.answers import answer_in, arrived_at
 from cpmi.asking import STEP_BY_STEP, Asking, prompt
-from cpmi.errors import InputError, require
+from cpmi.errors import InputError
 from cpmi.models import ModelSettings, open_model
+from cpmi.prm import open_prm
 from cpmi.protocols import Completion, Sampled, SamplingParams
 from cpmi.records import Cost, StepRewards, Trajectory
 from cpmi.runs import Progress, RunDirectory, attempt
 from cpmi.search import Beam, Search, Searched, SearchSettings
-from cpmi.solutions import QUESTION_ID, Attempt, SolutionFile, run_folder
+from cpmi.solutions import QUESTION_ID, Attempt, SolutionFile, done_before, refuse_foreign, run_folder
 from cpmi.sources import Tally
 from cpmi.steps import split_steps
 from cpmi.tasks import read_questions
 
 if TYPE_CHECKING:
-    from cpmi.protocols import Engine, StepRewarder
+    from cpmi.protocols import Engine
 
 SAMPLING = SamplingParams(max_tokens=2048, temperature=0.8)
 _IN_FLIGHT = 512  # questions handed to an engine at a time
@@ -113,6 +114,7 @@ def solve(job: SolveJob, on_progress: Callable[[Progress], None] = lambda _: Non
     """
     if isinstance(job.settings, SearchSettings) and job.prm is None:
         raise InputError("a search needs a reward model; name one with --prm")
+    refuse_foreign(job.output)
     tally = Tally()
     questions = list(read_questions(job.questions, job.task, split=job.split, tally=tally))
     if not questions:
@@ -128,7 +130,8 @@ def solve(job: SolveJob, on_progress: Callable[[Progress], None] = lambda _: Non
             opened.callback(engine.close)
             settings["engine"] = engine.describe()
             if job.prm is not None:
-                rewarder = _open_prm(job, opened)
+                rewarder = open_prm(job.prm, job.prm_family)
+                opened.callback(rewarder.close)
                 settings["prm"] = rewarder.describe()
         file = opened.enter_context(SolutionFile.opened(job.output, settings, retry_errors=job.retry_errors))
         progress = Progress(len(wanted))
@@ -150,10 +153,8 @@ def solve(job: SolveJob, on_progress: Callable[[Progress], None] = lambda _: Non
 
 
 def _is_done(job: SolveJob, wanted: Sequence[Trajectory]) -> bool:
-    if not run_folder(job.output).exists():
-        return False
-    with SolutionFile.opened(job.output, {}, retry_errors=job.retry_errors) as file:
-        return all(each.id in file.attempts for each in wanted)
+    done = done_before(job.output, retry_errors=job.retry_errors)
+    return all(each.id in done for each in wanted)
 
 
 def _failed(file: SolutionFile, question: Trajectory) -> bool:
@@ -171,17 +172,6 @@ def _manifest(job: SolveJob, questions: Sequence[Trajectory]) -> dict[str, Any]:
         "input": {"path": job.questions, "task": job.task, "sha256": digest.hexdigest(), "questions": len(questions)},
         "settings": asdict(job.settings),
     }
-
-
-def _open_prm(job: SolveJob, opened: ExitStack) -> StepRewarder:
-    require("torch", "hf")
-    from cpmi.prm.checkpoint import open_checkpoint
-    from cpmi.prm.model import PRM
-
-    assert job.prm is not None  # noqa: S101 - callers ask only then
-    prm = PRM(open_checkpoint(job.prm, job.prm_family), job.prm)
-    opened.callback(prm.close)
-    return prm
 
 
 class _Work:

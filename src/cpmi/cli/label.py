@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cpmi.cli.app import Json, app, was_given
+from cpmi.cli.app import Json, app, engine_options, was_given
 from cpmi.cli.running import run_job
 from cpmi.errors import InputError
 
@@ -175,12 +174,11 @@ def label(
     needs_prover = method == "pav" and best_of is None
     if method == "pav" and best_of is not None and (prover_option or was_given(ctx, "prover_rollouts")):
         raise InputError("--prover-rollouts and --prover-option are for a prover that is another model; leave them out")
+    labeler = ModelSettings(model, dtype, device, batch_tokens, engine_options(engine_option))
+    proves = ModelSettings(prover, dtype, device, batch_tokens, engine_options(prover_option))
     job = LabelJob(
-        trajectories, output,
-        None if method == "outcome" else ModelSettings(model, dtype, device, batch_tokens, _options(engine_option)),
-        made_by[method](),
-        ModelSettings(prover, dtype, device, batch_tokens, _options(prover_option)) if needs_prover else None,
-        rollouts_from, Shard.parse(shard), limit, batch_size, retry_errors,
+        trajectories, output, None if method == "outcome" else labeler, made_by[method](),
+        proves if needs_prover else None, rollouts_from, Shard.parse(shard), limit, batch_size, retry_errors,
     )  # fmt: skip
     run_job(job, "labeling", "labeled", as_json=as_json)
 
@@ -196,17 +194,3 @@ def _refuse_options_of_other_methods(ctx: typer.Context, method: Method) -> None
 def _best_of(prover: str) -> int | None:
     match = re.fullmatch(r"best-of-([0-9]+)", prover)
     return int(match[1]) if match else None
-
-
-def _options(given: list[str] | None) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs; a value is JSON where it can be read as such, else text."""
-    options = {}
-    for pair in given or ():
-        name, equals, text = pair.partition("=")
-        if not (name and equals):
-            raise InputError(f"engine option {pair!r}: write NAME=VALUE")
-        try:
-            options[name] = json.loads(text)
-        except ValueError:
-            options[name] = text
-    return options

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cpmi.cli.app import Json, app, engine_options, print_json, was_given
-from cpmi.cli.running import stop_like_ctrl_c
-from cpmi.errors import CpmiError, InputError
+from cpmi.cli.running import already_there, counts, refuse_nothing, say_errors, stoppable
+from cpmi.errors import InputError
 
 if TYPE_CHECKING:
-    from cpmi.solve import Solved
+    from cpmi.solve import Solved, SolveJob
 
 # The same names as in the modules that use them, which are not imported here: they load numpy.
 Method = Literal["none", "beam", "step-best-of-n", "dvts"]
@@ -117,41 +117,28 @@ def _refuse_search_options(ctx: typer.Context, search: Method) -> None:
         raise InputError("--width is for --search beam and dvts; step-best-of-n has one beam of --n continuations")
 
 
-def _run(job: Any, *, as_json: bool) -> None:
+def _run(job: SolveJob, *, as_json: bool) -> None:
     from cpmi.display import progress_display
     from cpmi.solve import solve as run
 
-    stop_like_ctrl_c()
-    try:
-        with progress_display("solving", "questions") as update:
-            solved = run(job, update)
-    except KeyboardInterrupt:
-        kept = f"; {job.output} keeps what is solved, and the same command goes on there" if job.output.exists() else ""
-        typer.echo(f"\nstopped{kept}", err=True)
-        raise typer.Exit(130) from None
+    with stoppable(job.output, "solved"), progress_display("solving", "questions") as update:
+        solved = run(job, update)
     _say(solved, job.output, as_json=as_json)
-    progress = solved.progress
-    if progress.done and progress.failed + progress.failed_before == progress.done:
-        raise CpmiError("no question could be solved")
+    refuse_nothing(solved.progress, "no question could be solved")
 
 
 def _say(solved: Solved, output: Path, *, as_json: bool) -> None:
     progress = solved.progress
     if as_json:
-        counts = {name: getattr(progress, name) for name in ("total", "before", "failed_before", "rewarded", "failed")}
-        counts |= {name: getattr(solved, name) for name in ("candidates", "finished", "unfinished")}
+        found = {name: getattr(solved, name) for name in ("candidates", "finished", "unfinished")}
         costs = {"sampling": asdict(solved.sampling), "rewarding": asdict(solved.rewarding)}
-        print_json({**counts, "errors": progress.errors, **costs, "output": str(output)})
+        print_json({**counts(progress), **found, **costs, "output": str(output)})
         return
-    before = f", {progress.before} already there" if progress.before else ""
-    if progress.failed_before:
-        before += f" ({progress.failed_before} of them failed; --retry-errors tries those again)"
     typer.echo(
-        f"{progress.rewarded} questions done, {progress.failed} failed{before} of {progress.total}: "
+        f"{progress.rewarded} questions done, {progress.failed} failed{already_there(progress)} of {progress.total}: "
         f"{solved.candidates} solutions, {solved.finished} of them finished -> {output}"
     )
-    for error, count in progress.errors.most_common(5):
-        typer.echo(f"  failed, {count}: {error}")
+    say_errors(progress)
     if solved.unfinished:
         typer.echo(f"  {solved.unfinished} questions have no finished solution; what there is of them is kept")
     typer.echo(f"  {_cost(solved)}")
