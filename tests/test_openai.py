@@ -365,6 +365,25 @@ def test_a_thread_that_nobody_waits_for_ends_quietly(server: FakeServer) -> None
 
 
 @pytest.mark.parametrize(
+    ("said", "stop_texts"),
+    [
+        ({}, [None, ""]),  # a server that does not say; what ran into the limit, no stop text ended
+        ({"stop_reason": "\n\n"}, ["\n\n", "\n\n"]),  # vLLM
+        ({"stop_reason": None}, ["", ""]),
+        ({"stop_reason": 151645}, ["", ""]),  # a token that ends the text
+        ({"matched_stop": "\n\n"}, ["\n\n", "\n\n"]),  # SGLang
+        ({"matched_stop": 7}, ["", ""]),
+    ],
+)
+def test_what_ended_a_completion_is_the_servers_to_say(
+    connect: Open, server: FakeServer, said: dict[str, Any], stop_texts: list[str | None]
+) -> None:
+    server.fault = only("prompt 0", changed(lambda answer: [each.update(said) for each in answer["choices"]]))
+    (sampled,) = connect().sample(prompts(1), 2, PARAMS)
+    assert [each.stop_text for each in sampled.completions] == stop_texts
+
+
+@pytest.mark.parametrize(
     ("fault", "error", "requests"),
     [
         (answers(500, {"error": {"message": "out of\nmemory"}}), "HTTP 500: out of memory", 3),

@@ -463,6 +463,13 @@ def test_a_completion_ends_where_it_should(monkeypatch: pytest.MonkeyPatch) -> N
     assert sample_one(model, "ab", stop=("c",)) == ([("", "stop")], 1)
 
 
+def test_a_completion_says_what_ended_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = scripted(monkeypatch, ALPHABET)
+    for stop, limit, said in (((), 20, ""), (("fg",), 20, "fg"), (("gh", "e", "ef"), 20, "e"), (("xy",), 3, "")):
+        (sampled,) = model.sample([Prompt("ab", 0)], 1, SamplingParams(max_tokens=limit, stop=stop))
+        assert sampled.completions[0].stop_text == said
+
+
 def test_tokens_are_counted_per_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     """Completions that end sooner are filled up to the longest; the filling is no part of the text or the cost."""
     model = scripted(monkeypatch, {"a": "xyz", "x": "$", "z": "w"})  # ax$  ayyyyyyyy  azwwwww

@@ -268,6 +268,10 @@ def test_a_stop_text_ends_a_completion_and_is_not_part_of_it(model: VLLMModel, t
     assert reasons == [each.completions[0].finish_reason for each in transformers.sample(prompts(), 1, params)]
     assert set(reasons) == {"stop", "length"}
     assert not any("," in text for each in texts(got) for text in each)
+    said = [each.completions[0].stop_text for each in got]
+    assert said == [each.completions[0].stop_text for each in transformers.sample(prompts(), 1, params)]
+    assert {*said} - {""} <= {",", " P"}
+    assert [text == "" for text in said] == [reason == "length" for reason in reasons]
 
 
 @needs_vllm

@@ -132,6 +132,7 @@ def test_rollouts(model: Engine) -> None:
         assert each.error is None
         assert len(each.completions) == 3
         assert all("\n" not in completion.text for completion in each.completions)
+        assert {completion.stop_text for completion in each.completions} <= {"\n", ""}
         assert 0 < each.cost.tokens_generated <= 24
         assert each.cost.tokens_scored == len(model.encode(prompts[0].text))
     assert sum(each.cost.seconds for each in sampled) == pytest.approx(seconds, rel=0.1)
