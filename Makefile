@@ -1,5 +1,7 @@
 # make demo    set everything up and label the example trajectories with the small embedded model
 # make test    set everything up, check and test everything
+# make fuzz    ten thousand damaged files, through all readers; CPMI_FUZZ_SEED=N makes others (minutes)
+# make faults   a hundred faults: runs that are killed, damaged and starved end as undisturbed ones do; FAULTS, SEED (minutes)
 # make test-browser   the tests of the report page in Debian's Chromium (apt-get install --no-install-recommends chromium)
 # make test-vllm   the tests of the vLLM engine, on CPU, in an environment of their own (make vllm-env: about 5 minutes)
 # make bench   speed and memory of labeling; MODEL=hf:PATH TRAJECTORIES=FILE choose what (about half an hour on 2 cores)
@@ -14,8 +16,10 @@ MODEL_BUILDER ?= ../shared/models/build.py
 TEST_MODELS ?= $(HOME)/.cache/cpmi-models
 MODEL ?= smollm2
 TRAJECTORIES ?= examples/word_problems.jsonl
+FAULTS ?= 100
+SEED ?= 0
 
-.PHONY: demo test lint pytest bench clean vllm-env test-vllm test-browser
+.PHONY: demo test lint pytest fuzz faults bench clean vllm-env test-vllm test-browser
 
 demo: $(VENV)/.demo
 	rm -rf demo/run
@@ -33,6 +37,12 @@ lint: $(VENV)/.test
 
 pytest: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.test
+	CPMI_FUZZ_FILES=10000 $(BIN)/python -m pytest tests/test_fuzz.py
+
+faults: $(VENV)/.test
+	$(BIN)/python benchmarks/faults.py --faults $(FAULTS) --seed $(SEED)
 
 test-browser: $(VENV)/.test
 	command -v chromium

@@ -33,8 +33,8 @@ class FakeServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         self.models: Any = {"data": [{"id": "tiny", "owned_by": "vllm", "max_model_len": 1000}]}
         self.fault: Fault = lambda handler, body: False
         self.refused: set[str] = set()

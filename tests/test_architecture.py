@@ -16,6 +16,7 @@ SOURCE = Path(cpmi.__file__).parent
 # A module may import from the lines above its own.
 LAYERS = [
     ["errors"],
+    ["storage"],
     ["records"],
     ["protocols", "answer_forms", "steps"],
     ["answers", "formulas", "sources", "prompts"],
@@ -24,9 +25,9 @@ LAYERS = [
     ["models"],
     ["labelers", "prm"],
     ["runs", "metrics", "aggregation"],
-    ["rollout_file", "search", "solutions", "export", "results", "decisions", "normalizers"],
+    ["rollout_file", "ray_runs", "search", "solutions", "export", "results", "decisions", "normalizers"],
     ["benchmarks"],
-    ["labeling", "solve", "evaluate", "compare", "combine", "targets", "selection"],
+    ["labeling", "solve", "evaluate", "compare", "combine", "targets", "selection", "verify"],
     ["training"],
     ["report"],
     ["display"],
@@ -44,6 +45,7 @@ HEAVY = {
     "math_verify": {"grading_worker"},
     "vllm": {"models"},
     "openai": {"models"},
+    "ray": {"ray_runs"},
     "rich": {"display", "cli"},
     "typer": {"cli"},
 }

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpmi import ModelSettings, Trajectory, read_rewards, write_records
-from cpmi.errors import CpmiError, InputError
+from cpmi.errors import CpmiError
 from cpmi.labelers.monte_carlo import MonteCarloSettings
 from cpmi.labelers.rollouts import RolloutSettings
 from cpmi.labeling import LabelJob, label
@@ -75,13 +75,58 @@ def test_a_torn_end_is_cut_off_and_the_rest_is_good(cut: int, tmp_path_factory: 
     assert [json.loads(line)["prefix"] for line in file.read_text().splitlines()] == [*range(kept), 9]
 
 
-@pytest.mark.parametrize("line", [b"{}\n", b"nonsense\n", b"[1]\n", b'{"role":1,"completions":[{}]}\n', b"\xff\n"])
-def test_a_broken_line_is_one_line(line: bytes, run: RunDirectory) -> None:
-    (run.path / NAME).write_bytes(line)
+BROKEN = [b"{}\n", b"nonsense\n", b"[1]\n", b'{"role":1,"completions":[{}]}\n', b"\xff\n", b"\0\0\n"]
+
+
+@pytest.mark.parametrize("line", [*BROKEN, b'{"role":1,"trajectory_id":"t","prefix":0,"completions":[],"cost":{}}\n'])
+def test_a_broken_line_is_set_aside(line: bytes, run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
     store = RolloutFile()
-    with pytest.raises(InputError, match=rf"{NAME}:1: no line of rollouts .*remove it") as raised:
-        store.opened(run, Shard(), ()).__enter__()
-    assert "\n" not in str(raised.value)
+    with store.opened(run, Shard(), ()):
+        store.put("policy", "t", 0, SAMPLED)
+        store.put("policy", "t", 1, SAMPLED)
+    file = run.path / NAME
+    good = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(good[0] + line + good[1])
+    with store.opened(run, Shard(), ()):
+        assert store.get("policy", "t", 0) == store.get("policy", "t", 1) == SAMPLED
+    assert file.read_bytes() == b"".join(good)
+    assert file.with_suffix(".broken").read_bytes() == line
+    [warning] = [record.message for record in caplog.records]
+    assert f"{NAME}: 1 broken line moved to rollouts-00000-of-00001.broken (line 2: no line of rollouts" in warning
+
+
+def test_a_line_that_was_changed_is_noticed(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
+    store = RolloutFile()
+    with store.opened(run, Shard(), ()):
+        store.put("policy", "t", 0, SAMPLED)
+    file = run.path / NAME
+    line = file.read_bytes()
+    file.write_bytes(line.replace(b'"text": "a', b'"text": "b'))
+    assert file.read_bytes() != line
+    with store.opened(run, Shard(), ()):
+        assert store.get("policy", "t", 0) is None
+    assert "line 1: not as it was written" in caplog.text
+    old = json.loads(line)
+    del old["sum"]
+    file.write_text(json.dumps(old) + "\n")  # as an older version wrote it
+    with store.opened(run, Shard(), ()):
+        assert store.get("policy", "t", 0) == SAMPLED
+
+
+def test_broken_lines_of_another_run_are_not_taken(
+    run: RunDirectory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = RolloutFile()
+    with store.opened(run, Shard(), ()):
+        store.put("policy", "t", 0, SAMPLED)
+    file = run.path / NAME
+    content = b"nonsense\n" + file.read_bytes() + b"torn"
+    file.write_bytes(content)
+    other = RunDirectory.create_or_resume(tmp_path / "other", {"method": "mc"})
+    with store.opened(other, Shard(), (), taken_from=run.path):
+        assert store.get("policy", "t", 0) == SAMPLED
+    assert file.read_bytes() == content
+    assert "broken and not taken: 1" in caplog.text
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

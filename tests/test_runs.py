@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -163,17 +163,122 @@ def test_places_that_hold_something_else_are_refused(tmp_path: Path) -> None:
             RunDirectory.create_or_resume(tmp_path / name, SETTINGS)
 
 
-def test_a_broken_line_in_the_middle_is_named_and_nothing_is_touched(tmp_path: Path) -> None:
+PART = "part-00000-of-00001.jsonl"
+
+
+def flipped(line: bytes) -> bytes:
+    """A line that is as good as before, with another reward."""
+    assert b'"rewards":[1.0,2.0]' in line
+    return line.replace(b"2.0", b"3.0", 1)
+
+
+DAMAGE: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str, list[str]]] = {
+    "garbage": (lambda lines: [*lines[:3], b"\x81\x02{\n", *lines[3:]], "line 4: byte 1 is not UTF-8", []),
+    "broken JSON": (lambda lines: [*lines[:2], lines[2][:20] + b"\n", *lines[3:]], "line 3: broken JSON", ["t2"]),
+    "zeros": (lambda lines: [b"\0" * len(lines[0]) + b"\n", *lines[1:]], "line 1: broken JSON", ["t0"]),
+    "wrong type": (lambda lines: [lines[0], b'{"trajectory_id":7}\n', *lines[2:]], "line 2: missing field", ["t1"]),
+    "twice": (lambda lines: [*lines[:4], lines[1], *lines[4:]], "line 5: the id 't1' is there twice", []),
+    "another digit": (lambda lines: [*lines[:5], flipped(lines[5]), *lines[6:]], "line 6: not as it was", ["t5"]),
+    "two lines in one": (
+        lambda lines: [*lines[:6], lines[6][:-1] + lines[7], lines[8]],
+        "line 7: broken",
+        ["t6", "t7"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_broken_lines_are_set_aside_and_labeled_again(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     do(tmp_path / "run", Lengths())
-    part = tmp_path / "run" / "part-00000-of-00001.jsonl"
-    lines = part.read_bytes().splitlines(keepends=True)
-    damaged = b"".join([lines[0], b"{broken\n", *lines[2:]])
+    part = tmp_path / "run" / PART
+    whole = part.read_bytes().splitlines(keepends=True)
+    damage, problem, again = DAMAGE[kind]
+    damaged = damage(whole)
+    part.write_bytes(b"".join(damaged))
+    rewarder = Lengths()
+    do(tmp_path / "run", rewarder)
+    assert rewarder.seen == again
+    assert sorted(part.read_bytes().splitlines(keepends=True)) == sorted(whole)
+    unknown = [line for i, line in enumerate(damaged) if line not in whole or line in damaged[:i]]
+    assert part.with_suffix(".broken").read_bytes() == b"".join(unknown)
+    [warning] = [record.message for record in caplog.records]
+    assert f"{PART}: 1 broken line moved to part-00000-of-00001.broken ({problem}" in warning
+    assert part.with_suffix(".done").exists()
+
+
+def test_a_repair_adds_to_what_is_set_aside_and_takes_back_that_the_part_is_done(tmp_path: Path) -> None:
+    do(tmp_path / "run", Lengths())
+    part = tmp_path / "run" / PART
+    run = RunDirectory.open(tmp_path / "run")
+    for garbage in (b"{\n", b"}\n"):
+        part.write_bytes(garbage + part.read_bytes())
+        with Part(run, Shard()) as opened:
+            assert len(opened.ids) == 9
+            assert not opened.is_done
+    assert part.with_suffix(".broken").read_bytes() == b"{\n}\n"
+
+
+def test_a_part_that_lost_a_line_is_not_done_until_it_is_back(tmp_path: Path) -> None:
+    do(tmp_path / "run", Lengths())
+    part = tmp_path / "run" / PART
+    part.write_bytes(b"".join(part.read_bytes().splitlines(keepends=True)[:-1]))  # by hand
+    do(tmp_path / "run", Lengths(), complete=False)
+    assert not part.with_suffix(".done").exists()
+    assert ids(tmp_path / "run") == [f"t{i}" for i in range(9)]
+
+
+def test_a_line_of_another_part_is_set_aside(tmp_path: Path) -> None:
+    shards = [Shard(0, 2), Shard(1, 2)]
+    for shard in shards:
+        do(tmp_path / "run", Lengths(), shard=shard)
+    first, second = (tmp_path / "run" / f"{shard.name}.jsonl" for shard in shards)
+    whole = first.read_bytes()
+    stray = second.read_bytes().splitlines(keepends=True)[0]
+    first.write_bytes(whole + stray)
+    first.with_suffix(".sums").unlink()  # as a run of an older version, which had none
+    do(tmp_path / "run", Lengths(), shard=shards[0])
+    assert first.read_bytes() == whole
+    assert first.with_suffix(".broken").read_bytes() == stray
+
+
+def test_a_run_of_an_older_version_has_no_digests_and_gets_some(tmp_path: Path) -> None:
+    do(tmp_path / "run", Lengths())
+    part = tmp_path / "run" / PART
+    sums = part.with_suffix(".sums")
+    written = sums.read_bytes()
+    assert len(written.splitlines()) == 9
+    for torn in (None, written[:-1], b""):
+        sums.unlink() if torn is None else sums.write_bytes(torn)
+        if torn is not None:  # digests are written first, so that the line of a torn one was never there
+            part.write_bytes(b"".join(part.read_bytes().splitlines(keepends=True)[: torn.count(b"\n")]))
+        rewarder = Lengths()
+        do(tmp_path / "run", rewarder)
+        assert len(rewarder.seen) == {None: 0, written[:-1]: 1, b"": 9}[torn]
+        assert sums.read_bytes() == written
+        assert not part.with_suffix(".broken").exists()
+
+
+def test_a_repair_on_a_full_disk_leaves_everything_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    do(tmp_path / "run", Lengths())
+    part = tmp_path / "run" / PART
+    damaged = b"{broken\n" + part.read_bytes()
     part.write_bytes(damaged)
-    with pytest.raises(InputError, match=r"part-00000-of-00001\.jsonl:2: broken JSON .* remove this line"):
-        do(tmp_path / "run", Lengths())
-    part.write_bytes(b"".join([lines[0], lines[0]]))
-    with pytest.raises(InputError, match="'t0' is there twice"):
-        do(tmp_path / "run", Lengths())
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(CpmiError, match="cannot be written"):
+            do(tmp_path / "run", Lengths())
+    assert part.read_bytes() == damaged
+    assert not list(part.parent.glob("*.partial"))
+    with pytest.raises(InputError, match=r":1: broken JSON .*; cpmi verify .*run tells more; run the same cpmi label"):
+        ids(tmp_path / "run")
+    do(tmp_path / "run", Lengths())
+    assert ids(tmp_path / "run") == [f"t{i}" for i in range(9)]
 
 
 def test_two_processes_cannot_write_one_part(tmp_path: Path) -> None:
@@ -231,10 +336,10 @@ def test_a_full_disk_is_one_clear_line_and_keeps_what_is_there(tmp_path: Path) -
     run = RunDirectory.open(tmp_path / "run")
     with Part(run, Shard()) as part:
         with Path("/dev/full").open("ab", buffering=0) as full:
-            part._file, kept = full, part._file
+            part._file._file, kept = full, part._file._file
             with pytest.raises(CpmiError, match=f"{os.strerror(errno.ENOSPC)}.*what is labeled so far is kept"):
                 run_part(Lengths(), some(9), part, Shard(), 9)
-        part._file = kept
+        part._file._file = kept
     assert ids(tmp_path / "run") == ["t0", "t1", "t2", "t3"]
 
 

@@ -11,6 +11,9 @@ from types import ModuleType
 class CpmiError(Exception):
     """Something that stops the command; its text is the one line shown to the user (exit status 1)."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # it may quote what a file holds, line breaks included
+
 
 class InputError(CpmiError):
     """The user's mistake: a file, an option or a record that cannot be used (exit status 2)."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, assert_never
 from cpmi.answer_forms import box_content
 from cpmi.errors import InputError
 from cpmi.records import Trajectory
-from cpmi.sources import Row, answer_text, at_place, read_any
+from cpmi.sources import Row, answer_text, at_place, leaves, read_any
 
 _QUESTION_FIELDS = ("question", "problem", "prompt", "input")
 _ANSWER_FIELDS = ("gold_answer", "answer", "final_answer", "ground_truth_answer", "target", "solution")
@@ -187,7 +187,7 @@ def clean_answer(value: Any, name: str) -> str | None:
         InputError: neither a text nor a number nor a list of them nor None.
     """
     if isinstance(value, list):
-        parts = [part for part in (clean_answer(item, name) for item in value) if part is not None]
+        parts = [part for part in (clean_answer(item, name) for item in leaves(value)) if part is not None]
         return ", ".join(parts) or None
     text = answer_text(value, name)
     if text is None:

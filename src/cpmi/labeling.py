@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,12 +22,15 @@ from cpmi.labelers.pav import PAV, PAVSettings
 from cpmi.labelers.rollouts import GRADING_THREADS
 from cpmi.models import ModelSettings, open_model
 from cpmi.prm import open_prm
+from cpmi.ray_runs import Plan, RayRun, RaySettings
 from cpmi.records import Trajectory, read_trajectories
 from cpmi.rollout_file import RolloutFile, require_same_policy
-from cpmi.runs import Part, Progress, RunDirectory, Shard, attempt, run_part
+from cpmi.runs import Part, Progress, RunDirectory, Shard, attempt, run_part, write_part
+from cpmi.storage import location
 
 if TYPE_CHECKING:
-    from cpmi.protocols import Engine, StepRewarder
+    from cpmi.labelers.rollouts import RolloutStore
+    from cpmi.protocols import Engine, Sampled, StepRewarder
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class LabelJob:
         batch_size: trajectories handed to the engine at a time, and then written; None: what suits method and engine.
         retry_errors: try trajectories again that ended in an error.
         features: of a reward model with a frozen decoder: a folder to take its states from and to keep them in.
+        ray: compute on a Ray cluster; None: in this process.
     """
 
     trajectories: Path
@@ -70,6 +75,12 @@ class LabelJob:
     batch_size: int | None = None
     retry_errors: bool = False
     features: Path | None = None
+    ray: RaySettings | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("trajectories", "output", "rollouts_from"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, location(path))
 
     @property
     def method(self) -> str:
@@ -139,28 +150,100 @@ def label(job: LabelJob, on_progress: Callable[[Progress], None] = lambda _: Non
         return done
     source = None if job.rollouts_from is None else RunDirectory.open(job.rollouts_from)
     watch = _Watch(on_progress)
+    rollouts = _Rollouts(watch.rollouts)
     with ExitStack() as opened:
-        tools = _open_tools(job, scan, opened, watch)
-        rewarder = METHODS[job.method].open(job, tools)
-        settings |= rewarder.describe()
+        work = (_Here if job.ray is None else _OnRay)(job, scan, rollouts, opened)
+        settings |= work.describe()
         if source is not None:
             require_same_policy(source, settings)
         run = RunDirectory.create_or_resume(job.output, settings)
         part = opened.enter_context(Part(run, job.shard, retry_errors=job.retry_errors))
         outcome = opened.enter_context(attempt(run, job.shard))
-        opened.enter_context(tools.rollouts.opened(run, job.shard, part.ids, job.rollouts_from))
-        progress = run_part(
-            rewarder,
-            islice(read_trajectories(job.trajectories), job.limit),
-            part,
-            job.shard,
-            scan.total,
-            batch_size=job.trajectories_at_a_time(),
-            complete=job.limit is None or job.limit >= scan.trajectories,
-            on_progress=watch.progress,
-        )
+        opened.enter_context(rollouts.opened(run, job.shard, part.ids, job.rollouts_from))
+        complete = job.limit is None or job.limit >= scan.trajectories
+        progress = work.do(part, watch.progress, complete=complete)
         outcome.update(rewarded=progress.rewarded, failed=progress.failed, cost=asdict(progress.cost))
     return progress
+
+
+class _Here:
+    """The work, done in this process."""
+
+    def __init__(self, job: LabelJob, scan: InputScan, rollouts: RolloutFile, opened: ExitStack) -> None:
+        self._job, self._scan = job, scan
+        self._rewarder = _open_rewarder(job, scan.siblings, rollouts, opened)
+
+    def describe(self) -> dict[str, Any]:
+        return self._rewarder.describe()
+
+    def do(self, part: Part, on_progress: Callable[[Progress], None], *, complete: bool) -> Progress:
+        return run_part(
+            self._rewarder,
+            islice(read_trajectories(self._job.trajectories), self._job.limit),
+            part,
+            self._job.shard,
+            self._scan.total,
+            batch_size=self._job.trajectories_at_a_time(),
+            complete=complete,
+            on_progress=on_progress,
+        )
+
+
+class _OnRay:
+    """The work, done by actors on a Ray cluster, each with an engine of its own."""
+
+    def __init__(self, job: LabelJob, scan: InputScan, rollouts: _Rollouts, opened: ExitStack) -> None:
+        assert job.ray is not None  # noqa: S101
+        self._job, self._scan, self._rollouts = job, scan, rollouts
+        self._labeled, failed = _labeled_before(job)
+        self._plan = Plan.of(
+            job.trajectories,
+            job.trajectories_at_a_time(),
+            holds=job.shard.holds,
+            limit=job.limit,
+            labeled=self._labeled,
+            failed=failed,
+        )
+        uses_siblings = isinstance(job.settings, CPMISettings) and job.settings.negatives.uses("sibling")
+        siblings = scan.siblings if uses_siblings else SiblingAnswers()
+        opener = functools.partial(_open_rewarder, job)
+        run = RayRun(job.ray, self._plan, opener, siblings, computes=_computes(job))
+        self._run = opened.enter_context(run)
+
+    def describe(self) -> dict[str, Any]:
+        return self._run.describe()
+
+    def do(self, part: Part, on_progress: Callable[[Progress], None], *, complete: bool) -> Progress:
+        if part.ids != self._labeled:
+            raise InputError(f"{part.path}: another process has written this part just now; run the same command again")
+        progress = Progress(self._scan.total, before=self._plan.before, failed_before=self._plan.failed_before)
+        rolls_out = METHODS[self._job.method].rolls_out
+        self._run.begin(self._rollouts.known(), self._rollouts.put if rolls_out else None)
+        write_part(self._run.batches(), part, progress, complete=complete, on_progress=on_progress)
+        return progress
+
+
+def _computes(job: LabelJob) -> bool:
+    """Whether the engine would use a GPU of its machine."""
+    return any(
+        model is not None and model.device != "cpu" and not model.name.startswith(("openai:", "toy:"))
+        for model in (job.model, job.prover)
+    )
+
+
+def _labeled_before(job: LabelJob) -> tuple[set[str], set[str]]:
+    """The ids that are there and are to stay, and of these the failed ones."""
+    if not (job.output / "manifest.json").exists():
+        return set(), set()
+    with Part(RunDirectory.open(job.output), job.shard) as part:
+        return (part.ids - part.failed, set()) if job.retry_errors else (part.ids, part.failed)
+
+
+class _Rollouts(RolloutFile):
+    """Rollouts that can be sent to actors."""
+
+    def known(self) -> list[tuple[tuple[str, str, int], Sampled]]:
+        return list(self._known.items())
 
 
 class _Watch:
@@ -217,9 +300,9 @@ def _manifest(job: LabelJob, scan: InputScan) -> dict[str, Any]:
 class _Tools:
     """What a method may work with; engines are open only where it needs them."""
 
-    scan: InputScan
+    siblings: SiblingAnswers
     grader: Grader
-    rollouts: RolloutFile
+    rollouts: RolloutStore
     engine: Engine | None
     prover: Engine | None
     opened: ExitStack
@@ -230,7 +313,9 @@ class _Tools:
         return self.engine
 
 
-def _open_tools(job: LabelJob, scan: InputScan, opened: ExitStack, watch: _Watch) -> _Tools:
+def _open_rewarder(job: LabelJob, siblings: SiblingAnswers, rollouts: RolloutStore, opened: ExitStack) -> StepRewarder:
+    """The method of a job with its engine."""
+
     def engine(settings: ModelSettings | None) -> Engine | None:
         if settings is None:
             return None
@@ -240,21 +325,15 @@ def _open_tools(job: LabelJob, scan: InputScan, opened: ExitStack, watch: _Watch
 
     grader = opened.enter_context(Grader(workers=GRADING_THREADS if METHODS[job.method].rolls_out else 1))
     scores_itself = isinstance(job.settings, PRMSettings)
-    return _Tools(
-        scan,
-        grader,
-        RolloutFile(watch.rollouts),
-        None if scores_itself else engine(job.model),
-        engine(job.prover),
-        opened,
-    )
+    labeler = None if scores_itself else engine(job.model)
+    tools = _Tools(siblings, grader, rollouts, labeler, engine(job.prover), opened)
+    return METHODS[job.method].open(job, tools)
 
 
 def _cpmi(job: LabelJob, tools: _Tools) -> StepRewarder:
     assert isinstance(job.settings, CPMISettings)  # noqa: S101 - METHODS pairs them
     sampler = tools.model() if job.settings.negatives.uses("sampled") else None
-    siblings = tools.scan.siblings
-    return CPMI(tools.model(), job.settings, grader=tools.grader, siblings=siblings, sampler=sampler)
+    return CPMI(tools.model(), job.settings, grader=tools.grader, siblings=tools.siblings, sampler=sampler)
 
 
 def _mc(job: LabelJob, tools: _Tools) -> StepRewarder:

@@ -33,7 +33,7 @@ class Template:
         cue: the text scored after the steps; holds ``{answer}``, usually at its end.
 
     Raises:
-        InputError: a placeholder is missing or repeated.
+        InputError: a placeholder is missing or repeated, or half of a surrogate pair is there.
     """
 
     instruction: str
@@ -45,7 +45,9 @@ class Template:
             ("cue", self.cue, "{answer}"),
         ):
             if not isinstance(text, str) or text.count(placeholder) != 1:
-                raise InputError(f"a template's {name} must be a text that holds {placeholder} once, not {text!r}")
+                raise InputError(f"a template's {name} must be a text that holds {placeholder} once, not {text!r:.200}")
+            if not text.isprintable() and any("\ud800" <= each <= "\udfff" for each in text):
+                raise InputError(f"a template's {name} holds half of a surrogate pair, which is not text")
 
     def opening(self, question: str) -> str:
         """Everything before the first step."""
@@ -111,12 +113,15 @@ def _templates_from_file(path: Path) -> tuple[Template, ...]:
         raise InputError(
             f"templates: {path} is neither a built-in set ({known}) nor a file that can be read"
         ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON in UTF-8 ({error})") from error
     fields = {"instruction", "cue"}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == fields for row in rows):
         raise InputError(f'{path}: expected a list of objects {{"instruction": ..., "cue": ...}}')
-    return tuple(Template(**row) for row in rows)
+    try:
+        return tuple(Template(**row) for row in rows)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 # --- contexts -------------------------------------------------------------------------------------------------------

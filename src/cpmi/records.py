@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, cast
 
 from cpmi.errors import CpmiError, InputError
+from cpmi.storage import is_remote, location, uncovered, uploading
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
@@ -71,7 +72,7 @@ class Trajectory:
         _check(isinstance(self.id, str), "id", "a text")
         self._check_choices()
         for name in ("question", "steps", "gold_answer", "final_answer", "tags", "id", "choices"):
-            _check_unicode(name, getattr(self, name))
+            _check_writable(name, getattr(self, name))
         if not self.id:
             content = _ENCODE([self.question, list(self.steps), self.gold_answer])
             object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:16])
@@ -150,7 +151,7 @@ class StepRewards:
             if len(values) != len(self.rewards):
                 raise InputError(f"term {name!r} has {len(values)} numbers for {len(self.rewards)} rewards")
         for name in ("trajectory_id", "source", "terms", "details", "error"):
-            _check_unicode(name, getattr(self, name))
+            _check_writable(name, getattr(self, name))
         if self.error is not None and self.rewards:
             raise InputError("a line with an error cannot have rewards")
 
@@ -163,11 +164,18 @@ def _check(ok: bool, name: str, expected: str) -> None:
         raise InputError(f"field {name!r} must be {expected}")
 
 
-def _check_unicode(name: str, value: object) -> None:
-    """JSON can spell half of a surrogate pair, in texts and in names; no file can hold it."""
-    values = [value]
+_DEEPEST = 100  # nested levels of a field: far fewer than what Python's JSON can write
+
+
+def _check_writable(name: str, value: object) -> None:
+    """Refuse what JSON can spell and no file can hold: half of a surrogate pair, NaN, nesting without end."""
+    values = [(value, 0)]
     while values:
-        value = values.pop()
+        value, depth = values.pop()
+        if depth > _DEEPEST:
+            raise InputError(f"field {name!r} is nested deeper than {_DEEPEST} levels")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"field {name!r} holds {value}, which is no number that JSON has")
         if isinstance(value, str):
             try:
                 value.encode()
@@ -176,9 +184,9 @@ def _check_unicode(name: str, value: object) -> None:
                 problem = f"field {name!r} holds half of a surrogate pair, which is not text; mend or remove {half}"
                 raise InputError(problem) from error
         elif isinstance(value, Mapping):
-            values += (*value, *value.values())
+            values += ((each, depth + 1) for each in (*value, *value.values()))
         elif isinstance(value, list | tuple):
-            values += value
+            values += ((each, depth + 1) for each in value)
 
 
 def _all(values: object, kind: Any) -> bool:
@@ -261,7 +269,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: a missing file, invalid UTF-8, or a line that is not JSON, each with its place.
     """
-    path = Path(path)
+    path = location(path)
     yield from ((_place(path, number), row) for number, row in _numbered_rows(path))
 
 
@@ -293,7 +301,20 @@ def _json_lines(path: Path, *, growing: bool) -> Iterator[tuple[int, Any]]:
 
 def open_bytes(path: Path) -> IO[bytes]:
     """Open a file for reading bytes, unpacking ``.gz``."""
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+    file = cast(IO[bytes], path.open("rb"))
+    return cast(IO[bytes], _Unpacked(file)) if path.suffix == ".gz" else file
+
+
+class _Unpacked(gzip.GzipFile):
+    """Unpacks, and closes the packed file with it. (``gzip`` itself opens only what lies on a disk.)"""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        super().__init__(fileobj=packed, mode="rb")
+        self._packed = packed
+
+    def close(self) -> None:
+        super().close()
+        self._packed.close()
 
 
 @contextlib.contextmanager
@@ -335,19 +356,21 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
     import pyarrow
     import pyarrow.parquet
 
-    broken = (pyarrow.ArrowException, OSError, ValueError)  # ValueError: a text that is not UTF-8, a date out of range
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-    except broken as error:
-        raise InputError(f"{path}: not a Parquet file ({first_line(error)})") from error
-    number = 0
-    try:
-        for batch in table.iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, {k: _from_parquet(k, v) for k, v in row.items() if v is not None}
-    except broken as error:
-        raise InputError(f"{path}: damaged after row {number} ({first_line(error)}); replace this file") from error
+    # ValueError: a text that is not UTF-8; OverflowError: a date that Python's types cannot hold.
+    broken = (pyarrow.ArrowException, OSError, ValueError, OverflowError)
+    with contextlib.ExitStack() as opened:
+        try:
+            table = pyarrow.parquet.ParquetFile(opened.enter_context(path.open("rb")) if is_remote(path) else path)
+        except broken as error:
+            raise InputError(f"{path}: not a Parquet file ({first_line(error)})") from error
+        number = 0
+        try:
+            for batch in table.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, {k: _from_parquet(k, v) for k, v in row.items() if v is not None}
+        except broken as error:
+            raise InputError(f"{path}: damaged after row {number} ({first_line(error)}); replace this file") from error
 
 
 def first_line(error: Exception) -> str:
@@ -373,7 +396,7 @@ def read_records(kind: type[Record], path: Path) -> Iterator[Record]:
     Raises:
         InputError: with the line or row of the first record that is not one.
     """
-    yield from (record for _, record in _numbered_records(kind, Path(path)))
+    yield from (record for _, record in _numbered_records(kind, location(path)))
 
 
 def _numbered_records(kind: type[Record], path: Path, *, growing: bool = False) -> Iterator[tuple[int, Record]]:
@@ -391,7 +414,7 @@ def read_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
     Raises:
         InputError: a missing file or a bad record (with its line); a repeated id (with both lines).
     """
-    path = Path(path)
+    path = location(path)
     seen: dict[str, int] = {}
     for number, trajectory in _numbered_records(Trajectory, path):
         first = seen.setdefault(trajectory.id, number)
@@ -412,15 +435,20 @@ def read_rewards(path: str | os.PathLike[str]) -> Iterator[StepRewards]:
     Raises:
         InputError: nothing there, or a bad record (with its line).
     """
-    path = Path(path)
+    path = location(path)
     if not path.is_dir():
         yield from read_records(StepRewards, path)
         return
-    parts = sorted(path.glob("part-*-of-*.jsonl"))
+    parts = uncovered(path.glob("part-*-of-*.jsonl"))
     if not parts:
         raise InputError(f"{path}: no part-*.jsonl in this folder; is it the output of cpmi label?")
     for part in parts:
-        yield from (record for _, record in _numbered_records(StepRewards, part, growing=True))
+        try:
+            yield from (record for _, record in _numbered_records(StepRewards, part, growing=True))
+        except InputError as error:
+            problem = str(error).removesuffix("; mend or remove this line")
+            advice = f"cpmi verify {path} tells more; run the same cpmi label command again to repair"
+            raise InputError(f"{problem}; {advice}") from error
 
 
 def rewards_by_id(path: str | os.PathLike[str]) -> dict[str, StepRewards]:
@@ -451,7 +479,7 @@ def write_records(path: Path, records: Iterable[Trajectory | StepRewards]) -> in
     rows: Iterator[Trajectory | StepRewards] = iter(()) if first is None else itertools.chain([first], iterator)
     kind = Trajectory if first is None else type(first)
     columns = {f.name: _COLUMNS.get(f.name, "text") for f in dataclasses.fields(kind)}
-    is_parquet = Path(path).suffix == ".parquet"
+    is_parquet = location(path).suffix == ".parquet"
     return write_rows(path, (_parquet_row(row) if is_parquet else to_json(row) for row in rows), columns)
 
 
@@ -473,6 +501,10 @@ def write_whole(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
     """A file to write that takes its name only when it is complete."""
+    if is_remote(path):
+        with uploading(path) as partial:
+            yield partial
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -497,7 +529,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[s
         InputError: another suffix.
         CpmiError: the file cannot be written.
     """
-    path = Path(path)
+    path = location(path)
     if path.suffix not in (".jsonl", ".gz", ".parquet"):
         raise InputError(f"{path}: the name must end in .jsonl, .jsonl.gz or .parquet")
     with _appearing(path) as partial:

@@ -74,10 +74,11 @@ def read_results(path: Path) -> list[EvalResult]:
     """
     try:
         rows: Any = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(rows, ensure_ascii=False, allow_nan=False).encode()  # as it was written: no NaN, no half of a pair
         results = [_result(row) for row in rows]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a result of cpmi evaluate ({error})") from error
     if not results:
         raise InputError(f"{path}: holds no results")
@@ -92,4 +93,16 @@ def _result(row: dict[str, Any]) -> EvalResult:
         "notes": tuple(row["notes"]),
         "cost": Cost(**row["cost"]),
     }
-    return EvalResult(**(row | read))
+    result = EvalResult(**(row | read))
+    texts = [result.benchmark, result.subset, result.source, *result.notes]
+    figures = [figure for each in result.metrics.values() for figure in dataclasses.astuple(each) if figure is not None]
+    figures += [number for lines in result.curves.values() for line in lines for number in line]
+    figures += [result.n, result.n_unscored, *dataclasses.astuple(result.cost)]
+    objects = [result.settings, result.versions, *result.cases]
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(type(figure) in (int, float) for figure in figures)
+        and all(isinstance(each, dict) for each in objects)
+    ):
+        raise TypeError("a field of another type")
+    return result

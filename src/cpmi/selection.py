@@ -15,11 +15,10 @@ from cpmi.answers import extract_answer, final_answer_of, normalize_answer
 from cpmi.benchmarks.best_of_n import BestOfNSettings, Source, evaluate
 from cpmi.benchmarks.choosing import Pool
 from cpmi.errors import InputError
-from cpmi.export import labeled_trajectories, trajectory_of
+from cpmi.export import labeled_input, labeled_trajectories, trajectory_of
 from cpmi.grader import Grader, Verdict
 from cpmi.records import Trajectory, read_trajectories, rewards_by_id
 from cpmi.results import EvalResult
-from cpmi.runs import RunDirectory
 
 TAG = "tag:"
 _KNOWING = {"cpmi", "mc", "pav", "outcome"}  # methods that are told the right answer
@@ -69,7 +68,7 @@ def _candidates(rewards: Sequence[str], path: Path | None) -> dict[str, Trajecto
         for file in files:
             labeled_trajectories(file)  # says what is wrong with it
         raise InputError("no run says where the candidates are; name them with --trajectories FILE")
-    if len({RunDirectory.open(folder).manifest.get("input", {}).get("sha256") for folder in folders}) > 1:
+    if len({str(labeled_input(folder).get("sha256")) for folder in folders}) > 1:
         raise InputError(
             "the runs are over different files of candidates; name the one to use with --trajectories FILE"
         )

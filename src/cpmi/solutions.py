@@ -18,9 +18,9 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,15 @@ def attempt_from_json(row: Any) -> Attempt:
     """
     try:
         costs = {name: Cost(**row[name]) for name in ("sampling", "rewarding")}
-        return Attempt(**{**row, **costs})
+        attempt = Attempt(**{**row, **costs})
     except (TypeError, KeyError) as error:
         raise InputError(f"no record of a question ({error})") from error
+    counts = (attempt.candidates, attempt.finished, attempt.rounds)
+    spent = [number for cost in costs.values() for number in astuple(cost)]
+    ok = isinstance(attempt.id, str) and isinstance(attempt.error, str | None)
+    if not (ok and all(type(count) is int for count in counts) and all(type(each) in (int, float) for each in spent)):
+        raise InputError("no record of a question (a field of another type)")
+    return attempt
 
 
 class SolutionFile:
@@ -177,7 +183,7 @@ def done_before(path: Path, *, retry_errors: bool) -> dict[str, Attempt]:
 
 
 def _attempts(path: Path) -> list[tuple[Attempt, bytes]]:
-    return [(attempt_from_json(parse_line(line, place)), line) for line, place in _whole_lines(path)]
+    return _parsed(path, attempt_from_json)
 
 
 def _whole_lines(path: Path) -> list[tuple[bytes, str]]:
@@ -189,10 +195,14 @@ def _whole_lines(path: Path) -> list[tuple[bytes, str]]:
 
 
 def _lines(path: Path, kind: Any) -> list[tuple[Any, bytes]]:
+    return _parsed(path, lambda row: from_json(kind, row))
+
+
+def _parsed(path: Path, parse: Callable[[Any], Any]) -> list[tuple[Any, bytes]]:
     records = []
     for line, place in _whole_lines(path):
         try:
-            records.append((from_json(kind, parse_line(line, place)), line))
+            records.append((parse(parse_line(line, place)), line))
         except InputError as error:
             text = str(error).removeprefix(f"{place}: ")
             raise InputError(f"{place}: {text}; restore this file from a copy, or remove the line") from error

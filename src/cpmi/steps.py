@@ -35,7 +35,9 @@ _BLANK_LINES = re.compile(r"\n\s*\n")
 _LINE_END = re.compile(r"\n")
 # A sentence ends with its mark, closing quotes and brackets, and white space, before what may open the next one. Only
 # what is sure counts: not an ellipsis, not a lower-case letter behind the mark.
-_SENTENCE_END = re.compile(r"(?:(?<!\.)\.|[!?]+)[\"'\u201d\u2019)\]*_]*\s+(?=[^\W_a-z]|[$\\\"'\u201c\u2018(\[*])")
+_SENTENCE_END = re.compile(
+    r"(?:(?<!\.)\.|(?<![!?])[!?]+)[\"'\u201d\u2019)\]*_]*\s+(?=[^\W_a-z]|[$\\\"'\u201c\u2018(\[*])"
+)
 # What no sentence may be cut in. A dollar sign opens a formula where no space follows it, and closes one where no space
 # stands before it and no digit behind it: so "$5. Then $7" is money.
 _WHOLE_IN_LINE = re.compile(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,12 +199,23 @@ def read_maps(path: Path) -> dict[str, FittedMap]:
     """
     try:
         rows: Any = json.loads(path.read_text(encoding="utf-8"))
-        maps = [FittedMap(**(row | {name: tuple(row[name]) for name in ("x", "y")})) for row in rows]
+        maps = [_map(row) for row in rows]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, InputError) as error:
         raise InputError(f"{path}: holds no maps of cpmi targets ({error})") from error
     return {each.source: each for each in maps}
+
+
+def _map(row: dict[str, Any]) -> FittedMap:
+    read = FittedMap(**(row | {name: tuple(row[name]) for name in ("x", "y")}))
+    texts = (read.normalizer, read.source, read.squash)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(read.drop, bool) or type(read.n) is not int:
+        raise TypeError("a field of another type")
+    numbers = [read.slope, read.offset, *read.x, *read.y, *(each for each in (read.low, read.high) if each is not None)]
+    if not all(type(each) in (int, float) and math.isfinite(each) for each in numbers):
+        raise ValueError("what must be a finite number is none")
+    return read
 
 
 def _known(maps: Mapping[str, FittedMap], source: str, path: Path) -> FittedMap:

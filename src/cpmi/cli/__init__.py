@@ -7,9 +7,10 @@ import sys
 
 import typer
 
-from cpmi.cli import evaluate, label, prepare, report, runs, score, solve, targets, train  # noqa: F401 - they add their verbs
+from cpmi.cli import evaluate, label, prepare, report, runs, score, solve, targets, train, verify  # noqa: F401 - they add their verbs
 from cpmi.cli.app import app
 from cpmi.errors import CpmiError, InputError
+from cpmi.storage import store_errors
 
 __all__ = ["app", "main"]
 
@@ -27,4 +28,7 @@ def main() -> None:
         sys.exit(2 if isinstance(error, InputError) else 1)
     except OSError as error:
         typer.echo(f"cpmi: error: {error.filename or 'file'}: {error.strerror or error}", err=True)
+        sys.exit(1)
+    except store_errors() as error:
+        typer.echo(f"cpmi: error: {(str(error).strip() or type(error).__name__).splitlines()[0]}", err=True)
         sys.exit(1)

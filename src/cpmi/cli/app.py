@@ -35,13 +35,13 @@ def was_given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def engine_options(given: list[str] | None) -> dict[str, Any]:
+def engine_options(given: list[str] | None, what: str = "engine option") -> dict[str, Any]:
     """``NAME=VALUE`` pairs; a value is JSON where it can be read as such, else text."""
     options: dict[str, Any] = {}
     for pair in given or ():
         name, equals, text = pair.partition("=")
         if not (name and equals):
-            raise InputError(f"engine option {pair!r}: write NAME=VALUE")
+            raise InputError(f"{what} {pair!r}: write NAME=VALUE")
         try:
             options[name] = json.loads(text)
         except ValueError:

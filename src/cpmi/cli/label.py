@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cpmi.cli.app import Json, app, engine_options, was_given
+from cpmi.cli.on_ray import RayActors, RayAddress, RayOptions, RayWait, ray_settings
 from cpmi.cli.running import run_job
 from cpmi.errors import InputError
 
@@ -130,6 +131,10 @@ def label(
         typer.Option(metavar="NAME=VALUE", help="An option of the engine's own (vllm, openai); may be repeated."),
     ] = None,
     retry_errors: Annotated[bool, typer.Option(help="Try trajectories again that ended in an error.")] = False,
+    ray: RayAddress = None,
+    ray_actors: RayActors = None,
+    ray_option: RayOptions = None,
+    ray_wait: RayWait = 0,
     as_json: Json = False,
 ) -> None:
     """Give every step of every trajectory a reward; run it again to go on where it stopped."""
@@ -179,6 +184,7 @@ def label(
     job = LabelJob(
         trajectories, output, None if method == "outcome" else labeler, made_by[method](),
         proves if needs_prover else None, rollouts_from, Shard.parse(shard), limit, batch_size, retry_errors,
+        ray=ray_settings(ray, ray_actors, ray_option, ray_wait),
     )  # fmt: skip
     run_job(job, "labeling", "labeled", as_json=as_json)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cpmi.cli.app import Json, app
+from cpmi.cli.on_ray import RayActors, RayAddress, RayOptions, RayWait, ray_settings
 from cpmi.cli.running import run_job
 
 
@@ -32,6 +33,10 @@ def score(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Trajectories at a time; default: 256.")] = None,
     batch_tokens: Annotated[int, typer.Option(min=0, help="Tokens in one forward pass; 0: what suits.")] = 0,
     retry_errors: Annotated[bool, typer.Option(help="Try trajectories again that ended in an error.")] = False,
+    ray: RayAddress = None,
+    ray_actors: RayActors = None,
+    ray_option: RayOptions = None,
+    ray_wait: RayWait = 0,
     as_json: Json = False,
 ) -> None:
     """Give every step a reward by a process reward model: one pass over each trajectory; run it again to go on."""
@@ -49,5 +54,6 @@ def score(
         batch_size=batch_size,
         retry_errors=retry_errors,
         features=features,
+        ray=ray_settings(ray, ray_actors, ray_option, ray_wait),
     )
     run_job(job, "scoring", "scored", as_json=as_json)

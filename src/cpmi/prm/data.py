@@ -13,7 +13,7 @@ import numpy as np
 
 from cpmi.errors import InputError
 from cpmi.protocols import FloatArray
-from cpmi.records import Trajectory, read_rows
+from cpmi.records import StepRewards, Trajectory, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,8 @@ def _row(row: Any) -> TargetRow:
     trajectory = Trajectory(row["question"], tuple(row["steps"]), id=row["id"])  # checks itself
     rewards = row.get("rewards")
     rewards = [None] * len(trajectory.steps) if rewards is None else rewards
-    source = str(row.get("source") or "unknown")
+    source = row.get("source") or "unknown"
+    StepRewards(trajectory.id, (), source)  # checks the source
     return TargetRow(
         trajectory.id, trajectory.question, trajectory.steps, tuple(row["targets"]), tuple(rewards), source
     )

@@ -44,7 +44,8 @@ class FeatureCache:
         if (
             folder.exists()
             and not (folder / "manifest.json").exists()
-            and (not folder.is_dir() or any(folder.iterdir()))
+            # A name with a dot: another process is putting the manifest there just now.
+            and (not folder.is_dir() or any(not entry.name.startswith(".") for entry in folder.iterdir()))
         ):
             raise InputError(f"{folder} holds no cached features; choose another --features")
         for file in sorted(folder.glob("states-*.safetensors")):

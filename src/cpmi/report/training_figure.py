@@ -54,10 +54,12 @@ def _read(folder: Path) -> _Training:
             tuple((float(row["epoch"]), float(row[name])) for row in history if name in row)
             for name in ("loss", "eval_loss")
         )
-        return _Training(folder.resolve().name, loss, held_out, report["constant_loss"])
+        constant = report["constant_loss"]
+        constant = float(constant) if held_out or constant is not None else None
+        return _Training(folder.resolve().name, loss, held_out, constant)
     except OSError as error:
         raise InputError(f"{folder}: no reward model of cpmi train (no readable training.json)") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{file}: not as cpmi train writes it ({error!r})") from error
 
 

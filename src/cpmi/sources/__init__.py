@@ -20,7 +20,7 @@ from cpmi.sources.human import big_bench_mistake, mr_math, prmbench, processbenc
 from cpmi.sources.plain import plain, stepwise
 from cpmi.sources.prm800k import prm800k
 from cpmi.sources.reader import Context, Fields, Made, Reader, Source, Tally, row_by_row
-from cpmi.sources.rows import Row, answer_text, at_place
+from cpmi.sources.rows import Row, answer_text, at_place, leaves, typed
 from cpmi.sources.stream import stream
 from cpmi.steps import WAYS
 
@@ -35,8 +35,10 @@ __all__ = [
     "Tally",
     "answer_text",
     "at_place",
+    "leaves",
     "read_any",
     "read_source",
+    "typed",
 ]
 
 SOURCES: dict[str, Source] = {

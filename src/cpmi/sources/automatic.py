@@ -9,7 +9,10 @@ from typing import Any
 from cpmi.errors import InputError
 from cpmi.records import Trajectory
 from cpmi.sources.reader import Context
-from cpmi.sources.rows import Row, answer_text, typed
+from cpmi.sources.rows import Row, answer_text, float_of, typed
+
+# The answer begins with no space: else a long run of spaces would take quadratic time.
+_STATED = re.compile(r"The answer is:?\s*(?P<answer>(?!The answer is)\S(?:(?!The answer is).)*)$", re.DOTALL)
 
 
 def math_shepherd(row: Row, context: Context) -> Iterator[Trajectory]:
@@ -37,7 +40,7 @@ def math_shepherd(row: Row, context: Context) -> Iterator[Trajectory]:
     if not header or not question.strip():
         raise InputError("field 'input' must be a question, then steps from 'Step 1:' on, each ended by 'ки'")
     steps = tuple(part.strip() for part in (header + first, *parts[1:]))
-    answer = re.search(r"The answer is:?\s*(?P<answer>(?:(?!The answer is).)+)$", steps[-1], re.DOTALL)
+    answer = _STATED.search(steps[-1])
     task = row.or_none("task")
     yield Trajectory(
         question=question.strip(),
@@ -59,6 +62,8 @@ def math_aps(row: Row, context: Context) -> Iterator[Trajectory]:
     """
     question, nodes = row.text("question"), row.get("reasoning_steps")
     paths = _flat_paths(nodes) if isinstance(nodes, list) else _tree_paths(nodes)
+    if nodes == []:
+        context.tally.skip("no rollouts", row.place)
     for (_, question_value), *path in paths:
         yield Trajectory(
             question=question,
@@ -77,8 +82,8 @@ Valued = tuple[str, float]
 
 def _valued(node: Any, text: str) -> Valued:
     node = typed(node, dict, "reasoning_steps", "a list or a tree of objects")
-    value = typed(node.get("mc_value"), int | float, "mc_value", "a number")
-    return str(typed(node.get(text), str, text, "a text")), float(value)
+    value = float_of(node.get("mc_value"), "mc_value", "a number")
+    return str(typed(node.get(text), str, text, "a text")), value
 
 
 def _tree_paths(root: Any) -> Iterator[list[Valued]]:

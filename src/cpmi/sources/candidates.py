@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from cpmi.errors import InputError
 from cpmi.records import Trajectory
 from cpmi.sources.reader import Context, Made
-from cpmi.sources.rows import Row, answer_text, at_place, typed
+from cpmi.sources.rows import Row, answer_text, at_place, float_of, typed
 from cpmi.steps import split_steps
 
 # --- ZeroEval -------------------------------------------------------------------------------------------------------
@@ -27,6 +27,8 @@ def zeroeval(row: Row, context: Context) -> Iterator[Trajectory]:
     """
     question, identity, gold = row.text("question"), row.text("id"), row.answer("gold_answer")
     candidates = typed(row.get("candidates"), list, "candidates", "a list of objects")
+    if not candidates:
+        context.tally.skip("no candidates", row.place)
     for i, values in enumerate(candidates):
         candidate = Row.of(row.place, values)
         text, what = reasoning_in(candidate.text("output"))
@@ -67,9 +69,10 @@ _REASONING = re.compile(r"\"reasoning\"\s*:\s*[\"\u201c]")
 _OBJECT_OPENS = re.compile(r"\s*(?:`{3,}\s*(?:json)?)?\s*\{?\s*\Z", re.IGNORECASE)
 _ANNOUNCED = re.compile(r"(?:\A|\n)[^\n]*:\s*\Z")
 _ANSWER = re.compile(r"(?:\n\s*Answer\s*:\s*)?\"answer\"\s*:")
-# What ends an object whose text was closed, or was not, before the model began its object anew.
+# What ends an object whose text was closed, or was not, before the model began its object anew. Fences are taken
+# possessively: there is one way to tell them apart, and to try others would take exponential time.
 _CLOSE = re.compile(
-    r"(?:(?:(?<!\\)\"|\u201d)[\s,}\]]*)?\s*(?:(?:\n\s*\}\s*)?(?:`{3,}\s*(?:json)?[\s{]*)+)?\Z", re.IGNORECASE
+    r"(?:(?:(?<!\\)\"|\u201d)[\s,}\]]*)?\s*(?:(?:\n\s*\}\s*)?(?:`{3,}+\s*+(?:json)?+[\s{]*+)++)?\Z", re.IGNORECASE
 )
 _JOINED = re.compile(r"(?<!\\)\"\s*\+\s*\"")  # "one text" + "the next", as in a program
 _NEXT_FIELD = re.compile(r"(?<!\\)\"\s*,\s*\"(?P<name>[^\"\\\n:]{1,60})\"\s*:\s*\"")
@@ -94,15 +97,24 @@ def reasoning_in(output: str) -> tuple[str, str | None]:
     rest = _END_OF_TEXT.sub("", output[opened.end() :])
     ends = [match.start() for pattern in (_ANSWER, _REASONING) if (match := pattern.search(rest))]
     raw = rest[: min(ends)] if ends else rest
-    raw = raw[: closed.start()] if (closed := _CLOSE.search(raw)) else raw
+    raw = _without_end(_CLOSE, raw)
     text, fields = _NEXT_FIELD.subn(r"\n\g<name>: ", _JOINED.sub("\n", raw))
     text = _unescaped(text)
-    before = _ANNOUNCED.sub("", _OBJECT_OPENS.sub("", output[: opened.start()])).strip()
+    before = _without_end(_ANNOUNCED, _without_end(_OBJECT_OPENS, output[: opened.start()])).strip()
     if len(before) > len(text):
         return before, BEFORE
     if fields:
         return text, FIELDS
     return text, None if text == _read_as_json(output, opened.end() - 1) else BROKEN
+
+
+_END = 300  # characters in which an end is looked for: a run of spaces takes cubic time
+
+
+def _without_end(pattern: re.Pattern[str], text: str) -> str:
+    """The text without the end that the pattern finds."""
+    found = pattern.search(text, max(0, len(text) - _END))
+    return text[: found.start()] if found else text
 
 
 def _read_as_json(output: str, start: int) -> str | None:
@@ -224,8 +236,10 @@ def qwen_eval(row: Row, context: Context) -> Iterator[Trajectory]:
     ``idx`` numbers the rows of each file, so that ``question_id`` has the file's name before it.
     """
     question, gold = row.text("question"), row.answer("gt")
-    question_id = f"{context.stem}/{row.get('idx')}"
+    question_id = f"{context.stem}/{typed(row.get('idx'), str | int | float, 'idx', 'a text or a number')}"
     solutions = row.texts("code")
+    if not solutions:
+        context.tally.skip("no solutions", row.place)
     answers, verdicts = (_per_solution(row, name, len(solutions)) for name in ("pred", "score"))
     rewards = (
         _per_solution(row, "pred_score", len(solutions)) if "pred_score" in row.values else (None,) * len(solutions)
@@ -257,4 +271,4 @@ def _number(value: object) -> float | None:
     """A score, bare or as a list of one, as some reward models give it."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
-    return None if value is None else float(typed(value, int | float, "pred_score", "a number for each solution"))
+    return None if value is None else float_of(value, "pred_score", "a number for each solution")

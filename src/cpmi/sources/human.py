@@ -124,5 +124,5 @@ def mr_math(row: Row, context: Context) -> Iterator[Trajectory]:
             final_answer_correct=correct,
             label_kind="human",
         ),
-        id=f"{subset}/{row.get('id')}",
+        id=f"{subset}/{typed(row.get('id'), str | int | float, 'id', 'a text or a number')}",
     )

@@ -16,7 +16,8 @@ def first_error_labels(steps: int, first: int | None) -> Labels:
     if first is None:
         return (True,) * steps
     if not 0 <= first < steps:
-        raise InputError(f"the first wrong step would be number {first + 1} of {steps}; mend or remove this row")
+        number = str(first + 1) if abs(first) < 2**63 else "beyond all bounds"  # Python spells no number of any length
+        raise InputError(f"the first wrong step would be number {number} of {steps}; mend or remove this row")
     return (*(True,) * first, False, *(None,) * (steps - first - 1))
 
 

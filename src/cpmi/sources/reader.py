@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cpmi.errors import InputError
 from cpmi.records import Trajectory
 from cpmi.sources.rows import Row, at_place
 
@@ -101,15 +102,18 @@ class Context:
     def tags(self, **values: Any) -> dict[str, str]:
         """Tags from values, as text: true and false as JSON has them, None left out."""
         return {"source": self.source} | {
-            name: value if isinstance(value, str) else _compact(value)
+            name: value if isinstance(value, str) else _compact(value, name)
             for name, value in values.items()
             if value is not None
         }
 
 
-def _compact(value: Any) -> str:
+def _compact(value: Any, name: str) -> str:
     """JSON text; a value that JSON does not know (a date from Parquet) as its own text."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    except RecursionError as error:
+        raise InputError(f"field {name!r} is nested too deep") from error
 
 
 Made = Iterator[tuple[str, Trajectory]]

@@ -74,6 +74,25 @@ def typed(value: Any, kind: type | UnionType, name: str, expected: str) -> Any:
     return value
 
 
+def float_of(value: Any, name: str, expected: str) -> float:
+    """``value`` if it is a number that fits into a float."""
+    try:
+        return float(typed(value, int | float, name, expected))
+    except OverflowError as error:  # a whole number of hundreds of digits
+        raise InputError(f"field {name!r} must be {expected}, found one too large") from error
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What a list holds, and the lists in it, in order; without recursion, since a file may nest them deep."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += reversed(value)
+        else:
+            yield value
+
+
 def texts_of(value: Any, name: str) -> tuple[str, ...]:
     """``value`` if it is a list of texts."""
     return tuple(typed(text, str, name, "a list of texts") for text in typed(value, list, name, "a list of texts"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from cpmi.errors import InputError
 from cpmi.sources import Row
-from cpmi.tasks.task import Question, choice, first, lines, multiple_choice, one_of, text
+from cpmi.tasks.task import NotInTaskError, Question, choice, first, lines, multiple_choice, one_of, text
 
 FOLIO = ("True", "False", "Uncertain")
 LOGICNLI = ("entailment", "contradiction", "neutral", "self_contradiction")
@@ -48,6 +48,8 @@ def logicnli(row: Row) -> Iterator[Question]:
         return
     facts, rules = ("\n".join(lines(row.get(name), name)) for name in ("facts", "rules"))
     statements, labels = row.texts("statements"), row.texts("labels")
+    if not statements:
+        raise NotInTaskError("no statements")
     if len(statements) != len(labels):
         raise InputError(f"{len(labels)} labels for {len(statements)} statements")
     for number, (statement, label) in enumerate(zip(statements, labels, strict=True)):

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from cpmi.sources import Row
+from cpmi.sources import Row, typed
 from cpmi.tasks.task import NotInTaskError, Question, first, gold, multiple_choice, rows, sentences, text, whole_number
 
 gsm8k = rows(["question"], ["answer"])
@@ -50,8 +50,9 @@ def olympiadbench(row: Row) -> Iterator[Question]:
     """OlympiadBench: what the question builds on may be in ``context``; pictures cannot be read here."""
     if first(row, "image_1", "images") is not None:
         raise NotInTaskError("a question with a picture")
+    context = "" if first(row, "context") is None else text(row, "context")
     yield Question(
-        "\n\n".join(filter(None, [first(row, "context"), text(row, "question")])),
+        "\n\n".join(filter(None, [context, text(row, "question")])),
         gold(row, "final_answer"),
         id=first(row, "id"),
         tags={"subject": first(row, "subfield"), "type": first(row, "answer_type")},
@@ -95,7 +96,7 @@ _STEM = frozenset(
 def mmlu_stem(row: Row) -> Iterator[Question]:
     """MMLU, the 18 subjects of science, technology, engineering and mathematics; of all of MMLU, the others go."""
     subject = first(row, "subject", "type")
-    if subject is not None and subject not in _STEM:
+    if subject is not None and typed(subject, str, "subject", "a text") not in _STEM:
         raise NotInTaskError("a subject that is not STEM")
     question = multiple_choice(row, [text(row, "question")], ["choices"], ["answer"])
     yield dataclasses.replace(question, tags={"subject": subject})

@@ -11,7 +11,7 @@ from typing import Any
 from cpmi.answers import choice_of
 from cpmi.errors import InputError
 from cpmi.gold import clean_answer
-from cpmi.sources import Row, answer_text
+from cpmi.sources import Row, answer_text, leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,5 +219,5 @@ def tag_text(value: object, name: str) -> str | None:
         InputError: neither a text nor a number nor a list of them nor None.
     """
     if isinstance(value, list):
-        return "; ".join(part for item in value if (part := tag_text(item, name))) or None
+        return "; ".join(part for item in leaves(value) if (part := answer_text(item, name))) or None
     return answer_text(value, name)
