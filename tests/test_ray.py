@@ -1,0 +1,373 @@
+"""Runs on Ray: a real cluster of several raylets on this machine, with actors, nodes and drivers that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cpmi import CpmiError, InputError, StepRewards, Trajectory, read_rewards, write_records
+from cpmi.labelers.monte_carlo import MonteCarloSettings
+from cpmi.labelers.rollouts import RolloutSettings, RolloutStore
+from cpmi.labeling import LabelJob, label
+from cpmi.models import ModelSettings
+from cpmi.protocols import SamplingParams
+from cpmi.ray_runs import Plan, RayRun, RaySettings, Worker
+from cpmi.runs import Progress, Shard
+
+pytest.importorskip("ray", reason="Ray is not installed (pip install 'cpmi[ray]')")
+
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),  # Ray's own, of its own settings
+]
+
+TOY = ModelSettings("toy:")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without CPUs, and two nodes of two CPUs (a label: this machine may have fewer)."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    small = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+    for _ in range(2):
+        cluster.add_node(num_cpus=2, **small)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+        assert not workers(), "processes of Ray are left over"
+
+
+def workers(name: str = "ray::") -> list[psutil.Process]:
+    """The actors of this test's cluster."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(name):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def some(n: int, length: int = 10) -> list[Trajectory]:
+    steps = tuple(f"step {k}: " + "1234567890 " * length for k in range(3))
+    return [Trajectory(f"What is {i} + {i}?", steps, str(2 * i), str(2 * i + 1), id=f"t{i}") for i in range(n)]
+
+
+def written(path: Path, trajectories: Sequence[Trajectory]) -> Path:
+    write_records(path, trajectories)
+    return path
+
+
+def on(cluster: Any, actors: int = 2, **more: Any) -> RaySettings:
+    return RaySettings(cluster.address, (actors, actors), **more)
+
+
+def content(run: Path) -> list[str]:
+    """Everything of a run's records but what they cost, in one order."""
+    return sorted(
+        json.dumps([r.trajectory_id, r.rewards, r.terms, r.details, r.source, r.error]) for r in read_rewards(run)
+    )
+
+
+def once(action: Callable[[], None]) -> Callable[[Progress], None]:
+    """An ``on_progress`` that acts when the first trajectories are done."""
+    acted: list[bool] = []
+
+    def update(progress: Progress) -> None:
+        if progress.done and not acted:
+            acted.append(True)
+            action()
+
+    return update
+
+
+def test_the_records_are_those_of_a_plain_run(cluster: Any, tmp_path: Path) -> None:
+    trajectories = [*some(40), Trajectory("No steps?", (), "1", id="empty")]
+    file = written(tmp_path / "t.jsonl", trajectories)
+    label(LabelJob(file, tmp_path / "plain", TOY))
+    progress = label(LabelJob(file, tmp_path / "ray", TOY, ray=on(cluster)))
+    assert content(tmp_path / "ray") == content(tmp_path / "plain")
+    assert (progress.rewarded, progress.failed, progress.total) == (40, 1, 41)
+    plain, ray = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("plain", "ray"))
+    assert plain | {"created": ""} == ray | {"created": ""}
+    assert (tmp_path / "ray" / "part-00000-of-00001.done").exists()
+    # One begun by one is gone on with by the other.
+    again = label(LabelJob(file, tmp_path / "ray", TOY))
+    assert (again.before, again.rewarded) == (41, 0)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_limits_shards_and_resumes_give_each_trajectory_once(cluster: Any, tmp_path: Path, suffix: str) -> None:
+    file = written(tmp_path / f"t{suffix}", some(30))
+    run = tmp_path / "run"
+    for index in range(2):
+        shard = Shard(index, 2)
+        first = label(LabelJob(file, run, TOY, shard=shard, limit=11, batch_size=2, ray=on(cluster)))
+        assert first.done == first.total == sum(shard.holds(f"t{i}") for i in range(11))
+        assert not (run / f"{shard.name}.done").exists()
+        second = label(LabelJob(file, run, TOY, shard=shard, batch_size=2, ray=on(cluster)))
+        assert second.before == first.total
+        assert (run / f"{shard.name}.done").exists()
+    assert sorted(r.trajectory_id for r in read_rewards(run)) == sorted(f"t{i}" for i in range(30))
+
+
+def test_a_killed_actor_costs_its_batch_and_nothing_else(cluster: Any, tmp_path: Path) -> None:
+    file = written(tmp_path / "t.jsonl", some(60, 60))
+    killed: list[int] = []
+
+    def kill() -> None:
+        victim = workers("ray::MapWorker")[0]
+        victim.kill()
+        killed.append(victim.pid)
+
+    label(LabelJob(file, tmp_path / "plain", TOY))
+    label(LabelJob(file, tmp_path / "ray", TOY, batch_size=2, ray=on(cluster)), once(kill))
+    assert killed
+    assert content(tmp_path / "ray") == content(tmp_path / "plain")
+
+
+def test_nodes_come_and_go(cluster: Any, tmp_path: Path) -> None:
+    file = written(tmp_path / "t.jsonl", some(80, 60))
+    doomed = cluster.add_node(num_cpus=2, resources={"spot": 2}, object_store_memory=80 * 2**20)
+
+    def change() -> None:
+        cluster.add_node(num_cpus=2, resources={"spot": 2}, object_store_memory=80 * 2**20)
+        cluster.remove_node(doomed, allow_graceful=False)
+
+    label(LabelJob(file, tmp_path / "plain", TOY))
+    settings = on(cluster, options={"resources": {"spot": 1}})
+    label(LabelJob(file, tmp_path / "ray", TOY, batch_size=2, ray=settings), once(change))
+    assert content(tmp_path / "ray") == content(tmp_path / "plain")
+
+
+MC = MonteCarloSettings(RolloutSettings(2, "plain", SamplingParams(max_tokens=40)))
+
+
+def test_rollouts_are_kept_as_they_are_finished_and_taken_up(cluster: Any, tmp_path: Path) -> None:
+    file = written(tmp_path / "t.jsonl", some(6, 2))
+    run = tmp_path / "run"
+    label(LabelJob(file, tmp_path / "plain", TOY, MC))
+    progress = label(LabelJob(file, run, TOY, MC, batch_size=2, ray=on(cluster)))
+    assert content(run) == content(tmp_path / "plain")
+    kept = run / "rollouts-00000-of-00001.jsonl"
+    lines = kept.read_text().splitlines()
+    assert progress.rollouts == 2 * len(lines) > 0
+    # Without its records the run makes them again, of the rollouts that are there.
+    for name in ("part-00000-of-00001.jsonl", "part-00000-of-00001.sums", "part-00000-of-00001.done"):
+        (run / name).unlink()
+    again = label(LabelJob(file, run, TOY, MC, batch_size=2, ray=on(cluster)))
+    assert (again.rewarded, again.rollouts) == (6, 0)
+    assert kept.read_text().splitlines() == lines
+    assert content(run) == content(tmp_path / "plain")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "cpmi", "label", *arguments]
+
+
+def wait_for_lines(process: subprocess.Popen[str], part: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (part.exists() and part.stat().st_size):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_driver_may_die_and_the_same_command_goes_on(cluster: Any, tmp_path: Path, number: int) -> None:
+    file = written(tmp_path / "t.jsonl", some(100, 60))
+    run = tmp_path / "run"
+    asked = [str(file), "--model", "toy:", "--batch-size", "2", "--output", str(run), "--ray", cluster.address]
+    process = subprocess.Popen(command(*asked), stderr=subprocess.PIPE, text=True)
+    wait_for_lines(process, run / "part-00000-of-00001.jsonl")
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGTERM:
+        assert stderr.splitlines()[-1] == f"stopped; {run} keeps what is labeled, and the same command goes on there"
+        assert "Traceback" not in stderr
+    deadline = time.monotonic() + 30
+    while workers("ray::MapWorker") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not workers("ray::MapWorker")
+    before = len(content(run))
+    assert 0 < before < 100
+    done = subprocess.run(command(*asked, "--json"), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["before"] == before
+    label(LabelJob(file, tmp_path / "plain", TOY))
+    assert content(run) == content(tmp_path / "plain")
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("labeling: ") for line in lines), lines
+
+
+# --- one line for what cannot be ------------------------------------------------------------------------------------
+
+
+def test_what_no_node_can_hold_is_refused_before_anything_is_spent(cluster: Any, tmp_path: Path) -> None:
+    file = written(tmp_path / "t.jsonl", some(3))
+    job = LabelJob(file, tmp_path / "run", TOY, ray=on(cluster, options={"num_gpus": 1}))
+    with pytest.raises(
+        InputError, match=r"no node .* can hold an actor, which wants CPU 1, GPU 1; its nodes have .*CPU"
+    ):
+        label(job)
+    patient = on(cluster, options={"num_gpus": 1}, wait_seconds=2)
+    with pytest.raises(CpmiError, match="no actor came up within 2 s; each wants CPU 1, GPU 1"):
+        label(LabelJob(file, tmp_path / "run", TOY, ray=patient))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_engine_that_cannot_be_opened_is_one_line(cluster: Any, tmp_path: Path) -> None:
+    file = written(tmp_path / "t.jsonl", some(3))
+    with pytest.raises(InputError, match="model 'nonsense' is not one that can be opened"):
+        label(LabelJob(file, tmp_path / "run", ModelSettings("nonsense"), ray=on(cluster)))
+    assert not (tmp_path / "run").exists()
+
+
+class Shapes:
+    """Rewards; the second actor that opens it says that it is something else, or it kills its actor."""
+
+    name = "shapes"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            (folder / "first").touch(exist_ok=False)
+            self._number = 1
+        except FileExistsError:
+            self._number = 2
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": {"dtype": f"float{16 * self._number}"} if (self._folder / "differ").exists() else "same"}
+
+    def rewards(self, trajectories: Sequence[Trajectory]) -> list[StepRewards]:
+        if (self._folder / "die").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (self._folder / "hide").exists():
+            (self._folder / "hide").unlink()
+        time.sleep(0.5)
+        return [StepRewards(t.id, (1.0,) * len(t.steps), self.name) for t in trajectories]
+
+
+def open_shapes(folder: Path, store: RolloutStore, opened: ExitStack) -> Shapes:
+    del store, opened
+    return Shapes(folder)
+
+
+def run_shapes(cluster: Any, file: Path, folder: Path, actors: int) -> int:
+    """Rewards from ``Shapes``; its code travels to the actors, who do not know this module."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    plan = Plan.of(file, 2, holds=lambda _: True, limit=None)
+    try:
+        with RayRun(on(cluster, actors), plan, open_shapes, folder, computes=False) as run:
+            run.describe()
+            run.begin()
+            return sum(map(len, run.batches()))
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def test_actors_that_open_different_engines_are_refused(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "differ").touch()
+    with pytest.raises(CpmiError, match=r"has opened something else than the first one .*float16.*float32"):
+        run_shapes(cluster, written(tmp_path / "t.jsonl", some(40)), tmp_path, 2)
+
+
+def test_a_batch_that_kills_every_actor_is_given_up(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "die").touch()
+    with pytest.raises(CpmiError, match="the batch that begins with the trajectory 't0' has ended 4 actors"):
+        run_shapes(cluster, written(tmp_path / "t.jsonl", some(2)), tmp_path, 1)
+
+
+def test_an_input_that_is_not_there_or_not_the_same_is_one_line(tmp_path: Path) -> None:
+    file = written(tmp_path / "t.jsonl", some(9))
+    (piece,) = Plan.of(file, 4, holds=lambda _: True, limit=None).pieces
+    assert [len(batch.splitlines()) for batch in piece.batches()] == [4, 4, 1]
+    write_records(file, some(10)[1:])
+    with pytest.raises(InputError, match=r"t\.jsonl: the node .* has another file of this name"):
+        next(piece.batches())
+    file.unlink()
+    with pytest.raises(InputError, match=r"t\.jsonl: no such file on the node"):
+        next(piece.batches())
+
+
+def test_slices_hold_what_is_wanted_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cpmi.ray_runs.SLICE_BATCHES", 2)
+    file = written(tmp_path / "t.jsonl", some(20))
+    plan = Plan.of(file, 3, holds=lambda name: name != "t5", limit=18, labeled={"t0", "t1", "t7"}, failed={"t7"})
+    ids = [
+        [json.loads(line)["id"] for line in batch.splitlines()] for piece in plan.pieces for batch in piece.batches()
+    ]
+    assert ids == [["t2", "t3", "t4"], ["t6", "t8", "t9"], ["t10", "t11", "t12"], ["t13", "t14", "t15"], ["t16", "t17"]]
+    assert (len(plan.pieces), plan.batches, plan.trajectories) == (3, 5, 14)
+    assert (plan.before, plan.failed_before) == (3, 1)
+    assert plan.pieces[0].start == len("".join(file.read_text().splitlines(keepends=True)[:2]).encode())
+
+
+def test_errors_of_a_worker_travel_as_rows(tmp_path: Path) -> None:
+    from cpmi.ray_runs import _raise_row, _read
+
+    (piece,) = Plan.of(written(tmp_path / "t.jsonl", some(2)), 2, holds=lambda _: True, limit=None).pieces
+    piece.path.unlink()
+    (row,) = _read(piece)
+    passed = Worker.__call__(object.__new__(Worker), row)
+    with pytest.raises(InputError, match="no such file on the node"):
+        _raise_row(passed["data"][0].as_py())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"address": "ray://host:10001"}, "cannot be driven through a Ray client"),
+        ({"actors": (0, 1)}, "actors must be N, or MIN:MAX"),
+        ({"actors": (3, 2)}, "actors must be N, or MIN:MAX"),
+        ({"options": {"num_gpu": 1}}, "unknown Ray option 'num_gpu'; did you mean 'num_gpus'"),
+        ({"options": {"num_cpus": "two"}}, "num_cpus must be a number"),
+        ({"options": {"resources": [1]}}, "resources must be an object of numbers"),
+        ({"wait_seconds": -1}, "must be 0 or more"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        RaySettings(**settings)
+
+
+def test_the_number_of_actors_is_one_or_two_numbers() -> None:
+    assert RaySettings.parse_actors(None) is None
+    assert RaySettings.parse_actors("3") == (3, 3)
+    assert RaySettings.parse_actors("1:8") == (1, 8)
+    for text in ("", "a", "1:", "1:b", "-1"):
+        with pytest.raises(InputError, match="write N, or MIN:MAX"):
+            RaySettings.parse_actors(text)
+
+
+def test_options_of_ray_need_ray(run_cpmi: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    file = written(tmp_path / "t.jsonl", some(2))
+    status, _, error = run_cpmi("label", str(file), "-o", str(tmp_path / "run"), "--ray-actors", "2")
+    assert (status, error) == (2, "cpmi: error: --ray-actors, --ray-option and --ray-wait go with --ray ADDRESS\n")
+
+
+def test_a_cluster_that_is_not_there_is_one_line(
+    run_cpmi: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")
+    file = written(tmp_path / "t.jsonl", some(2))
+    status, _, error = run_cpmi("label", str(file), "--model", "toy:", "-o", str(tmp_path / "run"), "--ray", "auto")
+    assert status == 2
+    assert error.startswith("cpmi: error: no Ray cluster at auto (")
