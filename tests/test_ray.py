@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -17,15 +21,20 @@ import psutil
 import pytest
 
 from cpmi import CpmiError, InputError, StepRewards, Trajectory, read_rewards, write_records
+from cpmi.labelers.cpmi import CPMISettings
 from cpmi.labelers.monte_carlo import MonteCarloSettings
+from cpmi.labelers.negatives import NegativeSettings, SiblingAnswers
 from cpmi.labelers.rollouts import RolloutSettings, RolloutStore
-from cpmi.labeling import LabelJob, label
+from cpmi.labeling import LabelJob, _open_rewarder, label
 from cpmi.models import ModelSettings
+from cpmi.prm.data import TargetRow
+from cpmi.prm.settings import TrainSettings
+from cpmi.prm.train import train
 from cpmi.protocols import SamplingParams
 from cpmi.ray_runs import Plan, RayRun, RaySettings, Worker
 from cpmi.runs import Progress, Shard
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install 'cpmi[ray]')")
+ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'cpmi[ray]')")
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),  # Ray's own, of its own settings
@@ -40,6 +49,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ[MARK] = str(os.getpid())
     small = {"object_store_memory": 80 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
     for _ in range(2):
@@ -48,18 +58,37 @@ def cluster() -> Iterator[Any]:
         yield cluster
     finally:
         cluster.shutdown()
-        assert not workers(), "processes of Ray are left over"
+        del os.environ[MARK]
+        deadline = time.monotonic() + 10
+        while (left := of_ray()) and time.monotonic() < deadline:  # workers follow their raylet in a moment
+            time.sleep(0.1)
+        assert not left, "processes of Ray are left over"
 
 
-def workers(name: str = "ray::") -> list[psutil.Process]:
-    """The actors of this test's cluster."""
+MARK = "CPMI_TEST_RAY"
+"""In the environment of whatever the cluster starts: a process that its parent left behind is no child of ours."""
+
+
+def of_ray() -> list[psutil.Process]:
+    """What Ray has started for these tests: raylets, gcs_server, workers."""
+    ours = {process.pid for process in psutil.Process().children(recursive=True)}
     found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith(name):
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+            name = Path((process.cmdline() or [""])[0]).name
+            is_ray = name.startswith(("ray::", "raylet", "gcs_server"))
+            if is_ray and (process.pid in ours or process.environ().get(MARK) == str(os.getpid())):
                 found.append(process)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
+    return found
+
+
+def workers(name: str) -> list[psutil.Process]:
+    """The actors of a class."""
+    found = []
+    for process in of_ray():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if (process.cmdline() or [""])[0].startswith(f"ray::{name}"):
+                found.append(process)
     return found
 
 
@@ -131,7 +160,7 @@ def test_a_killed_actor_costs_its_batch_and_nothing_else(cluster: Any, tmp_path:
     killed: list[int] = []
 
     def kill() -> None:
-        victim = workers("ray::MapWorker")[0]
+        victim = workers("MapWorker")[0]
         victim.kill()
         killed.append(victim.pid)
 
@@ -145,13 +174,51 @@ def test_nodes_come_and_go(cluster: Any, tmp_path: Path) -> None:
     file = written(tmp_path / "t.jsonl", some(80, 60))
     doomed = cluster.add_node(num_cpus=2, resources={"spot": 2}, object_store_memory=80 * 2**20)
 
+    added: list[Any] = []
+
     def change() -> None:
-        cluster.add_node(num_cpus=2, resources={"spot": 2}, object_store_memory=80 * 2**20)
+        added.append(cluster.add_node(num_cpus=2, resources={"spot": 2}, object_store_memory=80 * 2**20))
         cluster.remove_node(doomed, allow_graceful=False)
 
     label(LabelJob(file, tmp_path / "plain", TOY))
     settings = on(cluster, options={"resources": {"spot": 1}})
-    label(LabelJob(file, tmp_path / "ray", TOY, batch_size=2, ray=settings), once(change))
+    try:
+        label(LabelJob(file, tmp_path / "ray", TOY, batch_size=2, ray=settings), once(change))
+    finally:
+        for node in added:
+            cluster.remove_node(node)
+    assert added
+    assert content(tmp_path / "ray") == content(tmp_path / "plain")
+
+
+def test_negatives_of_siblings_are_those_of_a_plain_run(cluster: Any, tmp_path: Path) -> None:
+    """A trajectory's siblings are in other batches, and with other actors."""
+    trajectories = [
+        Trajectory(f"What is {i % 4} + 1?", ("so it is",), str(5 + i // 4), str(i % 4 + 1), id=f"t{i}")
+        for i in range(20)
+    ]
+    file = written(tmp_path / "t.jsonl", trajectories)
+    settings = CPMISettings(negatives=NegativeSettings(choices=((("sibling", None),),)))
+    label(LabelJob(file, tmp_path / "plain", TOY, settings))
+    progress = label(LabelJob(file, tmp_path / "ray", TOY, settings, batch_size=2, ray=on(cluster)))
+    assert content(tmp_path / "ray") == content(tmp_path / "plain")
+    assert (progress.rewarded, progress.failed) == (20, 0)
+    assert all(record.details["kinds"] == ["gold", *["sibling"] * 4] for record in read_rewards(tmp_path / "ray"))
+
+
+def test_a_reward_model_scores_as_in_a_plain_run(
+    cluster: Any, tiny_base: Path, tmp_path: Path, run_cpmi: Callable[..., tuple[int, str, str]]
+) -> None:
+    prm = tmp_path / "prm"
+    rows = [TargetRow(str(i), f"Question {i}", ("Good.", "Bad."), (0.9, 0.1), (None, None), "test") for i in range(8)]
+    train(rows, TrainSettings(ModelSettings(str(tiny_base), device="cpu"), epochs=1, held_out=0.0), prm)
+    file = written(tmp_path / "t.jsonl", some(12, 1))
+    # The same batches in both: what is read together decides the last digits.
+    asked = ["score", str(file), "--prm", str(prm), "--batch-size", "3", "--device", "cpu"]
+    assert run_cpmi(*asked, "--output", str(tmp_path / "plain"))[0] == 0
+    on_ray = ["--ray", cluster.address, "--ray-actors", "2"]
+    status, said, _ = run_cpmi(*asked, "--output", str(tmp_path / "ray"), *on_ray)
+    assert (status, said) == (0, f"12 scored, 0 failed of 12 -> {tmp_path / 'ray'}\n")
     assert content(tmp_path / "ray") == content(tmp_path / "plain")
 
 
@@ -202,9 +269,9 @@ def test_the_driver_may_die_and_the_same_command_goes_on(cluster: Any, tmp_path:
         assert stderr.splitlines()[-1] == f"stopped; {run} keeps what is labeled, and the same command goes on there"
         assert "Traceback" not in stderr
     deadline = time.monotonic() + 30
-    while workers("ray::MapWorker") and time.monotonic() < deadline:
+    while workers("MapWorker") and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not workers("ray::MapWorker")
+    assert not workers("MapWorker")
     before = len(content(run))
     assert 0 < before < 100
     done = subprocess.run(command(*asked, "--json"), capture_output=True, text=True, check=True)
@@ -257,8 +324,6 @@ class Shapes:
     def rewards(self, trajectories: Sequence[Trajectory]) -> list[StepRewards]:
         if (self._folder / "die").exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        if (self._folder / "hide").exists():
-            (self._folder / "hide").unlink()
         time.sleep(0.5)
         return [StepRewards(t.id, (1.0,) * len(t.steps), self.name) for t in trajectories]
 
@@ -366,8 +431,36 @@ def test_options_of_ray_need_ray(run_cpmi: Callable[..., tuple[int, str, str]], 
 def test_a_cluster_that_is_not_there_is_one_line(
     run_cpmi: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")
-    file = written(tmp_path / "t.jsonl", some(2))
-    status, _, error = run_cpmi("label", str(file), "--model", "toy:", "-o", str(tmp_path / "run"), "--ray", "auto")
-    assert status == 2
-    assert error.startswith("cpmi: error: no Ray cluster at auto (")
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", dead)
+        asked = [str(written(tmp_path / "t.jsonl", some(2))), "--model", "toy:", "--output", str(tmp_path / "run")]
+        for address in (dead, "auto"):
+            status, _, error = run_cpmi("label", *asked, "--ray", address)
+            assert (status, error) == (2, f"cpmi: error: no Ray cluster at {dead} (Connection refused)\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_desk_that_is_gone_is_one_line(cluster: Any, tmp_path: Path) -> None:
+    """It dies with the driver's node at the latest; whoever asks it next says so."""
+    plan = Plan.of(written(tmp_path / "t.jsonl", some(8)), 2, holds=lambda _: True, limit=None)
+    opener = functools.partial(_open_rewarder, LabelJob(plan.pieces[0].path, tmp_path / "run", TOY))
+    message = "Ray: .* What is labeled so far is kept: the same command goes on there"
+    with RayRun(on(cluster), plan, opener, SiblingAnswers(), computes=False) as run:
+        run.describe()
+        (desk,) = workers("Desk")
+        desk.kill()
+        with pytest.raises(CpmiError, match=message) as raised:
+            run.begin()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_run_that_was_given_up_leaves_nothing_behind(cluster: Any, tmp_path: Path) -> None:
+    """While no batch has come: Ray Data's threads end, and no connection is left or comes again."""
+    patient = on(cluster, options={"num_gpus": 1}, wait_seconds=0.5)
+    with pytest.raises(CpmiError, match="no actor came up"):
+        label(LabelJob(written(tmp_path / "t.jsonl", some(3)), tmp_path / "run", TOY, ray=patient))
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith(("cpmi-ray", "StreamingExec"))]
+    assert not left
+    assert not ray.is_initialized()

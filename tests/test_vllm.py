@@ -271,7 +271,9 @@ def test_a_stop_text_ends_a_completion_and_is_not_part_of_it(model: VLLMModel, t
     said = [each.completions[0].stop_text for each in got]
     assert said == [each.completions[0].stop_text for each in transformers.sample(prompts(), 1, params)]
     assert {*said} - {""} <= {",", " P"}
-    assert [text == "" for text in said] == [reason == "length" for reason in reasons]
+    # Nothing was a stop text where the tokens ran out, or where the model ended its text by itself.
+    assert not any(text for text, reason in zip(said, reasons, strict=True) if reason == "length")
+    assert any(said)
 
 
 @needs_vllm

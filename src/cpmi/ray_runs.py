@@ -68,6 +68,7 @@ WAITING_SECONDS = 30.0
 """How long nothing happens before the log says what is waited for, and how long until it says so again."""
 
 _MEMORY = 512 * 2**20  # bytes of batches under way, read or finished, all over the cluster
+_CONNECT_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 _STOP_SECONDS = 30.0  # for Ray Data to end; without its cluster it may not
 _ATTEMPTS = 4  # at a batch: one that kills its actor every time would be tried for ever
@@ -499,9 +500,15 @@ class Worker:
 
 
 def _get(reference: Any) -> Any:
+    """The answer of another process.
+
+    Raises:
+        CpmiError: it is gone.
+    """
     import ray
 
-    return ray.get(reference)
+    with _plainly():
+        return ray.get(reference)
 
 
 # --- the driver -----------------------------------------------------------------------------------------------------
@@ -639,7 +646,7 @@ class RayRun:
         begun = warned = time.monotonic()
         while True:
             self._next(())  # nothing but an error can come before begin()
-            self._started, description, _ = self._ask("news")
+            self._started, description, _ = _get(self._desk.news.remote())
             if description is not None:
                 return dict(description)
             now = time.monotonic()
@@ -664,7 +671,7 @@ class RayRun:
             on_rollouts: called from ``batches`` with rollouts as they are finished; None: there are none.
         """
         self._on_rollouts = on_rollouts
-        self._ask("begin", [(*key, sampled) for key, sampled in kept])
+        _get(self._desk.begin.remote([(*key, sampled) for key, sampled in kept]))
 
     def batches(self) -> Iterator[list[StepRewards]]:
         """Finished batches, in any order, each trajectory once.
@@ -698,7 +705,7 @@ class RayRun:
         except queue.Empty:
             item = None
         if finished or self._on_rollouts is not None:
-            for rollouts in self._ask("news", finished)[2]:
+            for rollouts in _get(self._desk.news.remote(finished))[2]:
                 if self._on_rollouts is not None:
                     self._on_rollouts(*rollouts)
         if item is None:
@@ -713,15 +720,6 @@ class RayRun:
         if kind == _FAILED:
             _raise_row(data)
         return data
-
-    def _ask(self, name: str, *arguments: Any) -> Any:
-        """The desk's answer.
-
-        Raises:
-            CpmiError: it is gone.
-        """
-        with _plainly():
-            return _get(getattr(self._desk, name).remote(*arguments))
 
     def _say_if_nothing_can_come(self) -> None:
         """The nodes may be gone, and Ray waits for others as long as it takes."""
@@ -823,6 +821,7 @@ def _connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _refuse_dead(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its core writes warnings into our progress line
     starting: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
@@ -843,6 +842,22 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_dead(address: str) -> None:
+    """Where nobody answers Ray would try for minutes, and then end the process without a word.
+
+    Raises:
+        InputError: nobody answers.
+    """
+    named = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    host, colon, port = named.rpartition(":")
+    if not (colon and port.isdecimal() and int(port) < 2**16):
+        return  # no HOST:PORT
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise InputError(f"no Ray cluster at {named} ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager
