@@ -4,6 +4,7 @@
 # make faults   a hundred faults: runs that are killed, damaged and starved end as undisturbed ones do; FAULTS, SEED (minutes)
 # make test-browser   the tests of the report page in Debian's Chromium (apt-get install --no-install-recommends chromium)
 # make test-vllm   the tests of the vLLM engine, on CPU, in an environment of their own (make vllm-env: about 5 minutes)
+# make test-ray   the tests on a local Ray cluster of several processes (installs ray; about 3 minutes)
 # make bench   speed and memory of labeling; MODEL=hf:PATH TRAJECTORIES=FILE choose what (about half an hour on 2 cores)
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ TRAJECTORIES ?= examples/word_problems.jsonl
 FAULTS ?= 100
 SEED ?= 0
 
-.PHONY: demo test lint pytest fuzz faults bench clean vllm-env test-vllm test-browser
+.PHONY: demo test lint pytest fuzz faults bench clean vllm-env test-vllm test-ray test-browser
 
 demo: $(VENV)/.demo
 	rm -rf demo/run
@@ -47,6 +48,10 @@ faults: $(VENV)/.test
 test-browser: $(VENV)/.test
 	command -v chromium
 	$(BIN)/python -m pytest -m browser tests/test_report_browser.py
+
+test-ray: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/python -m pytest tests/test_ray.py
 
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/label_speed.py --model $(MODEL) --trajectories $(TRAJECTORIES)

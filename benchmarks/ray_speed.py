@@ -142,7 +142,8 @@ def main() -> None:
         print(json.dumps(about | {"figures": [asdict(each) for each in figures]}, indent=1))
         return
     print(f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, cpmi {__version__}, ray {ray.__version__}\n")
-    print("| workers | trajectories/s | of what is possible | times as fast | ready after |\n|---|---|---|---|---|")
+    print("| workers | trajectories/s | of what the server's delay allows | times as fast | ready after |")
+    print("|---|---|---|---|---|")
     for each in figures:
         print(
             f"| {each.workers} | {each.rate:.1f} ({min(each.rates):.1f} - {max(each.rates):.1f}) "

@@ -34,7 +34,7 @@ from cpmi.protocols import SamplingParams
 from cpmi.ray_runs import Plan, RayRun, RaySettings, Worker
 from cpmi.runs import Progress, Shard
 
-ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'cpmi[ray]')")
+ray = pytest.importorskip("ray", reason="Ray is not installed here; run: make test-ray")
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),  # Ray's own, of its own settings
@@ -55,6 +55,7 @@ def cluster() -> Iterator[Any]:
     for _ in range(2):
         cluster.add_node(num_cpus=2, **small)
     try:
+        assert len(of_ray()) >= 4  # a gcs_server and three raylets, which the look at what is left over would find
         yield cluster
     finally:
         cluster.shutdown()
@@ -194,7 +195,7 @@ def test_nodes_come_and_go(cluster: Any, tmp_path: Path) -> None:
 def test_negatives_of_siblings_are_those_of_a_plain_run(cluster: Any, tmp_path: Path) -> None:
     """A trajectory's siblings are in other batches, and with other actors."""
     trajectories = [
-        Trajectory(f"What is {i % 4} + 1?", ("so it is",), str(5 + i // 4), str(i % 4 + 1), id=f"t{i}")
+        Trajectory(f"What is {i % 4} + 1?", ("so it is",), str(i % 4 + 1), str(5 + i // 4), id=f"t{i}")
         for i in range(20)
     ]
     file = written(tmp_path / "t.jsonl", trajectories)

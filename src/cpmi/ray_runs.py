@@ -68,7 +68,7 @@ WAITING_SECONDS = 30.0
 """How long nothing happens before the log says what is waited for, and how long until it says so again."""
 
 _MEMORY = 512 * 2**20  # bytes of batches under way, read or finished, all over the cluster
-_CONNECT_SECONDS = 10.0
+_CONNECT_SECONDS = 5.0
 _LOOK_SECONDS = 0.5
 _STOP_SECONDS = 30.0  # for Ray Data to end; without its cluster it may not
 _ATTEMPTS = 4  # at a batch: one that kills its actor every time would be tried for ever
@@ -538,6 +538,7 @@ class RayRun:
         self._on_rollouts: Callable[[str, str, int, Sampled], None] | None = None
         self._desk: Any = None
         self._wanted: dict[str, float] = {}
+        self._head = ""
         self._started = 0
         self._since = time.monotonic()
 
@@ -568,6 +569,7 @@ class RayRun:
     def _start(self, closing: ExitStack) -> None:
         import ray
 
+        self._head = ray.get_runtime_context().gcs_address
         options, (least, most) = self._resolved()
         pinned = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
@@ -725,7 +727,14 @@ class RayRun:
         """The nodes may be gone, and Ray waits for others as long as it takes."""
         if self._started and time.monotonic() - self._since >= WAITING_SECONDS:
             self._since = time.monotonic()
-            if not self._room():
+            if problem := _why_silent(self._head):
+                logger.warning(
+                    "Ray: the head of the cluster, %s, does not answer (%s); unless it comes back soon, Ray ends this "
+                    "process. What is labeled so far is kept: the same command goes on there",
+                    self._head,
+                    problem,
+                )
+            elif not self._room():
                 wanted = _listed(self._wanted)
                 logger.warning("Ray: no node can hold an actor any more, which wants %s; %s", wanted, _nodes())
 
@@ -851,13 +860,20 @@ def _refuse_dead(address: str) -> None:
         InputError: nobody answers.
     """
     named = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-    host, colon, port = named.rpartition(":")
+    if problem := _why_silent(named):
+        raise InputError(f"no Ray cluster at {named} ({problem})")
+
+
+def _why_silent(address: str) -> str:
+    """Why nobody answers at HOST:PORT; empty if somebody does, or if it is no such address."""
+    host, colon, port = address.rpartition(":")
     if not (colon and port.isdecimal() and int(port) < 2**16):
-        return  # no HOST:PORT
+        return ""
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
-        raise InputError(f"no Ray cluster at {named} ({error.strerror or error})") from error
+        return error.strerror or str(error)
+    return ""
 
 
 @contextlib.contextmanager
