@@ -4,7 +4,7 @@
 # make faults   a hundred faults: runs that are killed, damaged and starved end as undisturbed ones do; FAULTS, SEED (minutes)
 # make test-browser   the tests of the report page in Debian's Chromium (apt-get install --no-install-recommends chromium)
 # make test-vllm   the tests of the vLLM engine, on CPU, in an environment of their own (make vllm-env: about 5 minutes)
-# make test-ray   the tests on a local Ray cluster of several processes (installs ray; about 3 minutes)
+# make test-ray   the tests on a local Ray cluster of several processes (installs ray; about 4 minutes)
 # make bench   speed and memory of labeling; MODEL=hf:PATH TRAJECTORIES=FILE choose what (about half an hour on 2 cores)
 
 PYTHON ?= python3
@@ -51,7 +51,7 @@ test-browser: $(VENV)/.test
 
 test-ray: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
-	$(BIN)/python -m pytest tests/test_ray.py
+	$(BIN)/python -m pytest tests/test_ray.py tests/test_docs.py
 
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/label_speed.py --model $(MODEL) --trajectories $(TRAJECTORIES)
