@@ -135,7 +135,8 @@ class Segments:
         size = MERGED
         while self._next % size == 0:
             files = [file for file in self.files() if _span(file)[0] >= self._next - size]
-            with self._named(self._next - size, self._next - 1).open("wb") as merged:
+            # On the disk first: an object that was left half written would cover what it does not hold.
+            with uploading(self._named(self._next - size, self._next - 1)) as whole, whole.open("wb") as merged:
                 for file in files:
                     with file.open("rb") as source:
                         shutil.copyfileobj(source, merged)
