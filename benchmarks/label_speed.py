@@ -6,6 +6,10 @@ Plain scoring is what the paper's official code does: every (context, answer, te
 12 padded on the right, logits of every position over the whole vocabulary in float32. It takes hours here, so only a
 random share of its batches is run (``--plain-share``) and its time scaled up by padded tokens; the table says so.
 
+``dense masks`` is our own scoring with a mask of every token of a row against every other, as it was before
+``tree_attention``. ``of the peak``: products of matrices outside attention, against the best that a large product
+reaches here in the same dtype, measured in each round.
+
 Each figure is the median of ``--rounds`` rounds; within a round everything runs in turn, so that a noisy machine is
 noisy for all.
 """
@@ -16,7 +20,8 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,6 +31,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 from cpmi import (
     CPMI,
@@ -43,6 +49,7 @@ from cpmi.models.hf import HFModel
 from cpmi.prompts import CUES, INSTRUCTIONS, STEP_SEPARATOR, ContextKind, Template, step_contexts
 
 BATCH = 12  # sequences, as in the official code
+DENSE = "dense masks"
 
 
 @dataclass(frozen=True)
@@ -138,20 +145,27 @@ def main() -> None:
         for kind in ("marginal", "cumulative")
         for name, templates in (("1 template", CUES[:1]), ("4 instructions", INSTRUCTIONS), ("4 cues", CUES))
     }
+    ways |= {f"{kind}, 4 cues, {DENSE}": ways[f"{kind}, 4 cues"] for kind in ("marginal", "cumulative")}
     ways = {name: settings for name, settings in ways.items() if options.only in name}
     seconds: dict[str, list[float]] = {}
+    peaks: list[float] = []
     tokens: dict[str, int] = {}
 
     def note(name: str, value: float) -> None:
         seconds.setdefault(name, []).append(value)
 
     with Grader() as grader:
-        for settings in ways.values():
-            CPMI(model, settings, grader=grader).rewards(trajectories[:2])  # warms up
+        products = {}  # by name, of a token
+        for name, settings in ways.items():
+            with masks(model, name), FlopCounterMode(display=False) as counter:  # warms up, too
+                some = CPMI(model, settings, grader=grader).rewards(trajectories[:4])
+            products[name] = counter.get_total_flops() / sum(record.cost.tokens_scored for record in some)
         for _ in range(options.rounds):
             measured = {}
+            peaks.append(matmul_peak(network.dtype))
             for name, settings in ways.items():
-                measured[name] = timed(partial(CPMI(model, settings, grader=grader).rewards, trajectories))
+                with masks(model, name):
+                    measured[name] = timed(partial(CPMI(model, settings, grader=grader).rewards, trajectories))
             for name, (taken, records) in measured.items():
                 note(name, taken)
                 tokens[name] = sum(record.cost.tokens_scored for record in records)
@@ -168,17 +182,44 @@ def main() -> None:
                 sequences = plain_sequences(model, trajectories, records, kind, INSTRUCTIONS)
                 note(f"plain scoring, {kind}", plain_seconds(network, sequences, options.plain_share, rng))
                 tokens[f"plain scoring, {kind}"] = sequences.padded_tokens
-    print_table(seconds, tokens, len(trajectories), options)
+    shares = {
+        name: each * tokens[name] / statistics.median(seconds[name]) / statistics.median(peaks)
+        for name, each in products.items()
+    }
+    print_table(seconds, tokens, shares, len(trajectories), options)
+    print(f"\nmatmul peak: {statistics.median(peaks) / 1e12:.2f} TFLOP/s in {options.dtype}")
+
+
+@contextmanager
+def masks(model: HFModel, name: str) -> Iterator[None]:
+    """Dense masks where the name says so."""
+    attention = model._forward.attention  # noqa: SLF001
+    before, attention.by_blocks = attention.by_blocks, attention.by_blocks and DENSE not in name
+    try:
+        yield
+    finally:
+        attention.by_blocks = before
+
+
+@torch.inference_mode()
+def matmul_peak(dtype: torch.dtype) -> float:
+    """Floating-point operations per second of the best of some large products."""
+    size = 3072
+    left, right = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    return 2 * size**3 / min(timed(lambda: left @ right)[0] for _ in range(8))
 
 
 def print_table(
-    seconds: dict[str, list[float]], tokens: dict[str, int], count: int, options: argparse.Namespace
-) -> None:
+    seconds: dict[str, list[float]], tokens: dict[str, int], shares: dict[str, float], count: int,
+    options: argparse.Namespace,
+) -> None:  # fmt: skip
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"\n{options.model}, {options.dtype}, M=4, {count} trajectories of {options.trajectories.name}; medians of")
     print(f"{options.rounds} rounds; plain scoring from {options.plain_share:.0%} of its batches; {machine()}\n")
-    print("| | s / trajectory | spread | tokens / trajectory | tokens/s | times faster than plain scoring |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| | s / trajectory | spread | tokens / trajectory | tokens/s | of the peak | times faster than plain scoring |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for name, median in medians.items():
         kind = name.split(",")[0]
         comparable = not name.endswith("1 template")  # plain scoring has four
@@ -186,12 +227,15 @@ def print_table(
         spread = f"{min(seconds[name]) / count:.2f} - {max(seconds[name]) / count:.2f}"
         rate = tokens[name] / median
         cells = [name, f"{median / count:.2f}", spread, f"{tokens[name] / count:,.0f}", f"{rate:,.0f}"]
+        cells.append(f"{shares[name]:.0%}" if name in shares else "")
         print("| " + " | ".join([*cells, f"{faster:.0f}" if faster else ""]) + " |")
     for kind in ("marginal", "cumulative"):
         if f"{kind}, 1 template" not in medians:
             continue
         ratio = medians[f"{kind}, 4 cues"] / medians[f"{kind}, 1 template"]
         print(f"\n{kind}: 4 cues take {ratio:.2f} times the time of 1 template", end="")
+        faster = medians[f"{kind}, 4 cues, {DENSE}"] / medians[f"{kind}, 4 cues"]
+        print(f"; block by block they are {faster:.2f} times as fast as with {DENSE}", end="")
     name = "marginal, 4 instructions"
     if options.only:
         print()

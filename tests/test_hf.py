@@ -269,6 +269,7 @@ def test_a_model_that_ignores_mask_or_positions_is_found_out(
     ignored: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = tiny_model("llama")
+    network.set_attn_implementation("eager")  # which is given a dense mask
     original = network.forward
 
     @functools.wraps(original)
@@ -278,6 +279,23 @@ def test_a_model_that_ignores_mask_or_positions_is_found_out(
     monkeypatch.setattr(network, "forward", deaf)
     model = HFModel(network, byte_tokenizer(), name="deaf")
     assert "deaf: a token tree changes its numbers by" in caplog.text
+    assert_same(model.logprobs(some_trees()), expected("llama"))
+
+
+def test_a_model_that_settles_its_attention_for_itself_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = tiny_model("llama")
+    original = network.forward
+
+    @functools.wraps(original)
+    def stubborn(input_ids: torch.Tensor, **inputs: Any) -> Any:
+        network.config._attn_implementation = "sdpa"
+        return original(input_ids, **inputs)
+
+    monkeypatch.setattr(network, "forward", stubborn)
+    model = HFModel(network, byte_tokenizer(), name="stubborn")
+    assert "stubborn: a token tree changes its numbers by" in caplog.text
     assert_same(model.logprobs(some_trees()), expected("llama"))
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from cpmi.errors import CpmiError, InputError
 from cpmi.models import ModelSettings, open_model
 from cpmi.models.vllm import VLLMModel
 from cpmi.models.vllm_loading import check_options, engine_options, one_line
-from cpmi.models.vllm_requests import Clock, end_tokens, seed_of
+from cpmi.models.vllm_requests import Clock, end_tokens, seed_of, takes_places, vllm_params
 from cpmi.prompts import ContextKind, Template, plan_scoring, step_contexts
 from cpmi.protocols import Engine, Prompt, Sampled, SamplingParams, TokenTree, Truncation
 
@@ -231,6 +232,53 @@ def test_a_tree_that_does_not_fit_is_an_error_and_the_others_are_scored(model: V
 def test_truncated_distributions_are_refused(model: VLLMModel) -> None:
     with pytest.raises(InputError, match="use hf: for"):
         model.logprobs([], Truncation(top_k=5))
+
+
+class FromPlaces:
+    """Answers requests for given tokens from a place on as vLLM's runner for GPUs does, by scoring whole prompts here.
+
+    Every third answer is missing, as when the cache holds more than was asked for.
+    """
+
+    def __init__(self, model: VLLMModel) -> None:
+        self._run = model._run
+        self.asked: list[bool] = []
+
+    def __call__(self, requests: dict[Any, tuple[list[int], Any]]) -> Iterator[tuple[Any, Any]]:
+        whole = vllm_params(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        for key, output in self._run({key: (ids, whole) for key, (ids, _) in requests.items()}):
+            ids, params = requests[key]
+            self.asked.append(params.prompt_logprob_token_ids is not None)
+            if not self.asked[-1]:
+                yield key, output
+                continue
+            assert params.skip_reading_prefix_cache is False
+            first = params.prompt_logprob_start + 1
+            rows = [
+                [output.prompt_logprobs[place][token].logprob]
+                for place, (token,) in zip(range(first, len(ids)), params.prompt_logprob_token_ids, strict=True)
+            ]
+            missing = len(self.asked) % 3 == 0
+            yield key, SimpleNamespace(prompt_token_id_logprobs=None if missing else rows, num_cached_tokens=first // 2)
+
+
+@needs_vllm
+def test_scores_from_a_place_on_are_those_of_whole_prompts(model: VLLMModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees = some_trees(model)
+    plain = model.logprobs(trees)
+    places = FromPlaces(model)
+    monkeypatch.setattr(model, "_run", places)
+    monkeypatch.setattr(model, "_scores_from_places", True)
+    for got, wanted in zip(model.logprobs(trees), plain, strict=True):
+        np.testing.assert_allclose(got.logprobs, wanted.logprobs, rtol=0, atol=1e-5)
+        assert got.cost.tokens_scored < wanted.cost.tokens_scored  # what was cached is not counted
+    assert places.asked.count(False) == places.asked.count(True) // 3 > 0
+
+
+@needs_vllm
+def test_this_vllm_can_be_asked_for_places_but_not_on_a_cpu(model: VLLMModel) -> None:
+    assert takes_places()
+    assert not model._scores_from_places
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------

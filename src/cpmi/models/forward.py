@@ -1,7 +1,7 @@
 """One forward pass: token trees side by side in one row, or plain sequences in a rectangle.
 
-In a row a token attends to its own ancestors alone (a 4D mask) and its position is its depth, so every branch is
-computed as if it stood alone and every shared beginning once. Logits are computed only where something scored is
+In a row a token attends to its own ancestors alone (``tree_attention``) and its position is its depth, so every branch
+is computed as if it stood alone and every shared beginning once. Logits are computed only where something scored is
 predicted, by the model's own head, which may scale or cap them.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from cpmi.models.capabilities import Capabilities
-from cpmi.models.masks import tree_masks
 from cpmi.models.packing import Piece, offsets
+from cpmi.models.tree_attention import TreeAttention
 from cpmi.protocols import FloatArray, IntArray, TokenTree, Truncation
 
 _LOGITS_BYTES = 512 * 2**20  # of one forward pass; bounds memory whatever the vocabulary
@@ -30,7 +30,7 @@ class ForwardPass:
 
     def __init__(self, model: Any, capable: Capabilities) -> None:
         self._model = model
-        self._capable = capable
+        self.attention = TreeAttention(model, capable)
         self._device: torch.device = model.device
         self._dtype: torch.dtype = model.dtype
         vocabulary = model.config.get_text_config().vocab_size
@@ -51,12 +51,8 @@ class ForwardPass:
         depths = np.concatenate([piece.depths for piece in batch])
         ends = np.concatenate([piece.ends + start for piece, start in zip(batch, starts, strict=True)])
         rows = np.concatenate([piece.rows + start for piece, start in zip(batch, starts, strict=True)])
-        logits = self._logits(
-            tokens[None],
-            rows,
-            attention_mask=tree_masks(self._model, self._capable, ends, depths),
-            position_ids=self._tensor(depths[None]),
-        )
+        with self.attention.row(ends, depths) as mask:
+            logits = self._logits(tokens[None], rows, attention_mask=mask, position_ids=self._tensor(depths[None]))
         return self._pick(trees, batch, logits[0], np.arange(len(rows)), truncation)
 
     @torch.inference_mode()

@@ -27,6 +27,7 @@ from cpmi.models.tokenizing import SegmentTokenizer
 from cpmi.protocols import (
     Completion,
     FloatArray,
+    IntArray,
     OnSampled,
     Prompt,
     Sampled,
@@ -40,12 +41,14 @@ from cpmi.records import JSON, Cost
 
 logger = logging.getLogger("cpmi")
 
-# A dense mask over more is too large: a larger tree is cut, but leaves as many tokens for what hangs on its trunk.
-_MAX_TREE_TOKENS = 8192
+# A larger tree is cut, but leaves as many tokens for what hangs on its trunk. A dense mask grows with the square.
+_MAX_TREE_TOKENS = 32_768
+_MAX_DENSE_TOKENS = 8192
 _MIN_BRANCH_TOKENS = 2048
 # On CPU one tree at a time: more gain nothing there, and so what stands beside a tree cannot change its rounding.
 _BATCH_TOKENS = {"cpu": 1}
 _BATCH_TOKENS_ELSEWHERE = 4096
+_BATCH_TOKENS_FLEX = 16_384  # one kernel for all trees of a row, whatever their number
 
 # Completions sampled at a time (measured on CPU: 64 make a third more tokens per second than 32), the
 # tokens of all of them, and those of a prompt in one forward pass.
@@ -81,8 +84,10 @@ class HFModel:
         self._ends = plain_generation(model)
         self._notes: set[str] = set()
 
-        tokens = batch_tokens or _BATCH_TOKENS.get(self._device.type, _BATCH_TOKENS_ELSEWHERE)
         rows = self._forward.max_rows
+        self._settle_flex()
+        elsewhere = _BATCH_TOKENS_FLEX if self._forward.attention.flex else _BATCH_TOKENS_ELSEWHERE
+        tokens = batch_tokens or _BATCH_TOKENS.get(self._device.type, elsewhere)
         self._limits = Limits(tokens, rows)  # of one forward pass
         self._max_piece: int | None = batch_tokens or None  # a tree with more tokens is cut; None: only if it must be
         if not self._forward.keeps_logits:  # it computes logits at every token
@@ -150,7 +155,8 @@ class HFModel:
 
     def _tree_limits(self, depth: int) -> Limits:
         """A tree is cut only if it must be, since each piece computes the trunk anew."""
-        tokens = max(_MAX_TREE_TOKENS, depth + _MIN_BRANCH_TOKENS)
+        largest = _MAX_TREE_TOKENS if self._forward.attention.by_blocks else _MAX_DENSE_TOKENS
+        tokens = max(largest, depth + _MIN_BRANCH_TOKENS)
         return Limits(tokens if self._max_piece is None else min(tokens, self._max_piece), self._limits.rows)
 
     def _run(
@@ -197,23 +203,42 @@ class HFModel:
             self._notes.add(line)
             logger.warning(line)
 
+    def _settle_flex(self) -> None:
+        """Leave FlexAttention where it does not work, or says something else. Untested on CUDA."""
+        attention = self._forward.attention
+        if not attention.flex:
+            return
+        trunk = np.arange(-1, 199)
+        tree = self._tree_of(np.concatenate([trunk, [100, *range(200, 240)], [50, *range(241, 300)]]))
+        try:
+            flexible = self._in_row(tree)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            why = f"does not work here ({str(error).strip().splitlines()[0]})"
+            attention.flex = False
+        else:
+            attention.flex = False
+            difference = np.abs(flexible - self._in_row(tree)).max()
+            why = f"changes its numbers by {difference:.2g}"
+            attention.flex = bool(difference < self._tolerance)
+        if not attention.flex:
+            self._note(f"{self._name}: FlexAttention {why}; attending block by block (same numbers, slower)")
+
     def _probe(self) -> str | None:
         """Why a small tree comes out otherwise than its plain sequences, or None if it does not.
 
         Catches what no list of architectures can: models that ignore a mask or positions handed to them, or that see
         what follows.
         """
-        parents = np.array([-1, 0, 1, 2, 3, 4, 5, 2, 7, 8, 9])
-        ids = np.arange(3, 14) * 7919 % self._vocabulary
-        tree = TokenTree(ids.astype(np.int64), parents, parents >= 0)
+        tree = self._tree_of(np.array([-1, 0, 1, 2, 3, 4, 5, 2, 7, 8, 9]))
         plain = np.full(len(tree), np.nan)
         for piece in cut(tree, 0, Limits(0, self._limits.rows)):
             (plain[piece.targets],) = self._forward.stack([tree], [piece], Truncation())
-        tolerance = 1e-4 if self._model.dtype == torch.float32 else 1.0
 
         trunk = cut(tree, 0, self._limits, np.array([1, 2]))
         (trunk_alone,) = self._forward.stack([tree], trunk, Truncation())
-        if np.abs(trunk_alone - plain[1:3]).max() > tolerance:
+        if np.abs(trunk_alone - plain[1:3]).max() > self._tolerance:
             raise InputError(
                 f"model {self._name} is no causal language model: what follows a token changes its probability"
             )
@@ -221,10 +246,24 @@ class HFModel:
         depth = int(tree.depths().max()) + 1
         if self._capable.no_tree or self._capable.too_deep(depth):
             return None
+        difference = np.abs(self._in_row(tree) - plain[1:]).max()
+        return None if difference < self._tolerance else f"a token tree changes its numbers by {difference:.2g}"
+
+    @property
+    def _tolerance(self) -> float:
+        """By how much two ways to compute a log-probability may differ by rounding."""
+        return 1e-4 if self._model.dtype == torch.float32 else 1.0
+
+    def _tree_of(self, parents: IntArray) -> TokenTree:
+        """A tree of this form, of tokens that say nothing."""
+        ids = np.arange(3, 3 + len(parents)) * 7919 % self._vocabulary
+        return TokenTree(ids.astype(np.int64), parents, parents >= 0)
+
+    def _in_row(self, tree: TokenTree) -> FloatArray:
+        """(scored nodes,) log-probabilities, the tree in one piece."""
         whole = cut(tree, 0, Limits(len(tree), len(tree)))
-        (in_tree,) = self._forward.row([tree], whole, Truncation())
-        difference = np.abs(in_tree - plain[1:]).max()
-        return None if difference < tolerance else f"a token tree changes its numbers by {difference:.2g}"
+        (values,) = self._forward.row([tree], whole, Truncation())
+        return values
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 

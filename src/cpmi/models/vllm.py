@@ -1,7 +1,8 @@
 """Sampling and scoring with vLLM: ``vllm:PATH_OR_HUB_ID``.
 
 All prompts of a call are in flight at once, and the engine fills its batches from them. Scoring sends each path of a
-tree as a prompt of its own: vLLM takes no trees, and does not read its prefix cache for log-probabilities of a prompt.
+tree as a prompt of its own: vLLM takes no trees. Where it can be asked for given tokens from a given place on (on GPUs
+alone), what paths share comes from its prefix cache; for log-probabilities of a whole prompt it reads none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cpmi.models import ModelSettings
 from cpmi.models.loading import revision_of
 from cpmi.models.tokenizing import SegmentTokenizer
 from cpmi.models.vllm_loading import close_engine, lives_in_process, one_line, open_engine
-from cpmi.models.vllm_requests import Clock, TreeScores, Waiting, end_tokens, seed_of, vllm_params
+from cpmi.models.vllm_requests import Clock, TreeScores, Waiting, end_tokens, seed_of, takes_places, vllm_params
 from cpmi.protocols import (
     Completion,
     OnSampled,
@@ -80,6 +81,10 @@ class VLLMModel:
         self._vocabulary: int = config.get_vocab_size()
         self._ends = end_tokens(config.try_get_generation_config())
         self._on_cpu = self._engine.vllm_config.device_config.device_type == "cpu"
+        # Untested on a GPU. vLLM has it since 0.32, in the runner that needs Triton.
+        self._scores_from_places = bool(getattr(self._engine.vllm_config, "use_v2_model_runner", False)) and (
+            takes_places()
+        )
         self._in_process = lives_in_process(llm)
         self._numbers = itertools.count()
         self._died: str | None = None
@@ -200,18 +205,43 @@ class VLLMModel:
             # vLLM scores a prompt on the way to sampling a token, for which there must be room.
             whys = (self._why_not(ids) for ids in each.prompts())
             each.error = next(filter(None, whys), None)
-        params = vllm_params(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        requests = {
-            (index, number): (ids, params)
+        prompts = {
+            (index, number): ids
             for index, each in enumerate(scores)
             if each.error is None
             for number, ids in enumerate(each.prompts())
         }
-        with closing(self._run(requests)) as finished:
+        if self._scores_from_places:
+            prompts = self._score_from_places(scores, prompts)
+        params = vllm_params(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        with closing(self._run({key: (ids, params) for key, ids in prompts.items()})) as finished:
             for (index, number), output in finished:
                 scores[index].take(number, output)
         sent = sum(each.sent for each in scores) or 1
         return [each.result((time.perf_counter() - start) * each.sent / sent) for each in scores]
+
+    def _score_from_places(
+        self, scores: Sequence[TreeScores], prompts: Mapping[_Key, list[int]]
+    ) -> dict[_Key, list[int]]:
+        """Score by what shares its beginning with others; gives back what is left, which goes without the cache."""
+        requests = {
+            (index, number): (
+                ids,
+                vllm_params(
+                    max_tokens=1,
+                    detokenize=False,
+                    skip_reading_prefix_cache=False,
+                    **scores[index].from_first_target(number),
+                ),
+            )
+            for (index, number), ids in prompts.items()
+        }
+        left = {}
+        with closing(self._run(requests)) as finished:
+            for (index, number), output in finished:
+                if not scores[index].take_from_first_target(number, output):
+                    left[index, number] = prompts[index, number]
+        return left
 
     def _why_not(self, ids: Sequence[int]) -> str | None:
         if not ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,13 @@ def vllm_params(**values: Any) -> Any:
         return SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **values)
     except (ValueError, VLLMError) as error:
         raise InputError(f"vLLM cannot sample so: {error}") from error
+
+
+def takes_places() -> bool:
+    """Whether this vLLM can be asked for given tokens from a given place of a prompt on."""
+    from vllm import SamplingParams
+
+    return {"prompt_logprob_start", "prompt_logprob_token_ids"} <= set(inspect.signature(SamplingParams).parameters)
 
 
 def seed_of(*parts: int) -> int:
@@ -98,7 +106,7 @@ class TreeScores:
 
     Attributes:
         error: why it cannot be scored.
-        sent: tokens of its prompts that were answered.
+        sent: tokens of its prompts that were computed.
     """
 
     def __init__(self, tree: TokenTree) -> None:
@@ -114,12 +122,37 @@ class TreeScores:
 
     def take(self, number: int, output: Any) -> None:
         """Note a ``RequestOutput``: at each place of the prompt the log-probability of its own token by its id."""
+        for node, depth in self._targets(number):
+            by_token = output.prompt_logprobs[depth]
+            self._values[node] = by_token[int(self._tree.ids[node])].logprob
+        self.sent += len(self._sequences[number].nodes)
+
+    def from_first_target(self, number: int) -> dict[str, Any]:
+        """Parameters that ask for a prompt's own tokens from its first target on, so that the rest may be cached.
+
+        vLLM counts by what predicts: row i is the prediction of token i + 1, and a row is due for each up to the last.
+        """
+        start = min(depth for _, depth in self._targets(number)) - 1
+        tokens = self._tree.ids[list(self._sequences[number].nodes)][start + 1 :]
+        return {"prompt_logprob_start": start, "prompt_logprob_token_ids": tokens[:, None].tolist()}
+
+    def take_from_first_target(self, number: int, output: Any) -> bool:
+        """Note the answer to these; False: the cache held the first row too, so that there is none."""
+        rows = output.prompt_token_id_logprobs
+        if rows is None:
+            return False
+        targets = self._targets(number)
+        first = min(depth for _, depth in targets)
+        for node, depth in targets:
+            self._values[node] = float(rows[depth - first][0])
+        self.sent += len(self._sequences[number].nodes) - (output.num_cached_tokens or 0)
+        return True
+
+    def _targets(self, number: int) -> list[tuple[int, int]]:
+        """The scored nodes of a sequence and where they stand in it."""
         sequence = self._sequences[number]
         depths = {node: depth for depth, node in enumerate(sequence.nodes)}
-        for node in sequence.targets:
-            by_token = output.prompt_logprobs[depths[node]]
-            self._values[node] = by_token[int(self._tree.ids[node])].logprob
-        self.sent += len(sequence.nodes)
+        return [(node, depths[node]) for node in sequence.targets]
 
     def result(self, seconds: float) -> ScoredTree:
         if self.error is not None:

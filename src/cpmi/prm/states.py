@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cpmi.errors import CpmiError
 from cpmi.models.capabilities import capabilities
-from cpmi.models.masks import tree_masks
 from cpmi.models.memory import is_out_of_memory
+from cpmi.models.tree_attention import TreeAttention
 from cpmi.prm.encode import Encoded
 from cpmi.prm.network import StepScorer, pad
 from cpmi.prm.sharing import Row, plan_rows
@@ -64,6 +64,7 @@ class StateReader:
         row_tokens = _ROW_TOKENS.get(device.type, _ROW_TOKENS_ELSEWHERE)
         self._row_tokens = min(row_tokens, batch_tokens or row_tokens)
         self._capable = capabilities(network.backbone)
+        self._attention = TreeAttention(network.backbone, self._capable)
         if self._capable.no_tree is None and (difference := self._probe()) is not None:
             self._capable = replace(self._capable, no_tree=difference)
 
@@ -155,12 +156,13 @@ class StateReader:
     def _row(self, row: Row) -> Tensor:
         """(n, H) the states of a trie's tokens."""
         decoder: Any = self._network.backbone
-        out = decoder(
-            input_ids=torch.as_tensor(row.ids[None], device=self._device),
-            position_ids=torch.as_tensor(row.depths[None], device=self._device),
-            attention_mask=tree_masks(decoder, self._capable, row.ends, row.depths),
-            use_cache=False,
-        )
+        with self._attention.row(row.ends, row.depths) as mask:
+            out = decoder(
+                input_ids=torch.as_tensor(row.ids[None], device=self._device),
+                position_ids=torch.as_tensor(row.depths[None], device=self._device),
+                attention_mask=mask,
+                use_cache=False,
+            )
         states: Tensor = out.last_hidden_state[0].cpu()
         return states
 
