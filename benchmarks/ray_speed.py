@@ -34,7 +34,7 @@ from cpmi import ModelSettings, Trajectory, __version__, write_records
 from cpmi.labelers.likelihood import LikelihoodSettings
 from cpmi.labeling import LabelJob, label
 from cpmi.ray_runs import RaySettings
-from cpmi.runs import Progress
+from cpmi.running import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -32,8 +32,10 @@ from cpmi.labelers.cpmi import CPMISettings
 from cpmi.labelers.negatives import NegativeSettings
 from cpmi.labeling import InputScan, LabelJob, OutcomeSettings, label
 from cpmi.models import ModelSettings
+from cpmi.parts import Part
 from cpmi.prompts import load_templates
-from cpmi.runs import Part, RunDirectory, Shard, attempt, run_part
+from cpmi.running import run_part
+from cpmi.runs import RunDirectory, Shard, attempt
 
 
 class Zeros:

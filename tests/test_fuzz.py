@@ -31,6 +31,7 @@ from cpmi.evaluate import table
 from cpmi.export import labeled_trajectories, refuse_overwriting
 from cpmi.gold import GoldAnswers, load_gold
 from cpmi.models.toy import ToyModel
+from cpmi.parts import Part
 from cpmi.prm.data import read_targets
 from cpmi.prompts import (
     TEMPLATE_SETS,
@@ -57,7 +58,7 @@ from cpmi.records import (
 )
 from cpmi.results import read_results
 from cpmi.rollout_file import RolloutFile
-from cpmi.runs import Part, RunDirectory, Shard
+from cpmi.runs import RunDirectory, Shard
 from cpmi.solutions import SolutionFile, read_attempts, run_folder
 from cpmi.sources import SOURCES, Fields, Row, Source, Tally, read_any, read_source
 from cpmi.sources import Context as SourceContext

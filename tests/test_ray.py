@@ -32,13 +32,16 @@ from cpmi.prm.settings import TrainSettings
 from cpmi.prm.train import train
 from cpmi.protocols import SamplingParams
 from cpmi.ray_runs import Plan, RayRun, RaySettings, Worker
-from cpmi.runs import Progress, Shard
+from cpmi.running import Progress
+from cpmi.runs import Shard
 
 ray = pytest.importorskip("ray", reason="Ray is not installed here; run: make test-ray")
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),  # Ray's own, of its own settings
 ]
+
+long = pytest.mark.ray  # all but a few that stand for the others in make test
 
 TOY = ModelSettings("toy:")
 
@@ -141,6 +144,7 @@ def test_the_records_are_those_of_a_plain_run(cluster: Any, tmp_path: Path) -> N
     assert (again.before, again.rewarded) == (41, 0)
 
 
+@long
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
 def test_limits_shards_and_resumes_give_each_trajectory_once(cluster: Any, tmp_path: Path, suffix: str) -> None:
     file = written(tmp_path / f"t{suffix}", some(30))
@@ -171,6 +175,7 @@ def test_a_killed_actor_costs_its_batch_and_nothing_else(cluster: Any, tmp_path:
     assert content(tmp_path / "ray") == content(tmp_path / "plain")
 
 
+@long
 def test_nodes_come_and_go(cluster: Any, tmp_path: Path) -> None:
     file = written(tmp_path / "t.jsonl", some(80, 60))
     doomed = cluster.add_node(num_cpus=2, resources={"spot": 2}, object_store_memory=80 * 2**20)
@@ -192,6 +197,7 @@ def test_nodes_come_and_go(cluster: Any, tmp_path: Path) -> None:
     assert content(tmp_path / "ray") == content(tmp_path / "plain")
 
 
+@long
 def test_negatives_of_siblings_are_those_of_a_plain_run(cluster: Any, tmp_path: Path) -> None:
     """A trajectory's siblings are in other batches, and with other actors."""
     trajectories = [
@@ -207,6 +213,7 @@ def test_negatives_of_siblings_are_those_of_a_plain_run(cluster: Any, tmp_path: 
     assert all(record.details["kinds"] == ["gold", *["sibling"] * 4] for record in read_rewards(tmp_path / "ray"))
 
 
+@long
 def test_a_reward_model_scores_as_in_a_plain_run(
     cluster: Any, tiny_base: Path, tmp_path: Path, run_cpmi: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -226,6 +233,7 @@ def test_a_reward_model_scores_as_in_a_plain_run(
 MC = MonteCarloSettings(RolloutSettings(2, "plain", SamplingParams(max_tokens=40)))
 
 
+@long
 def test_rollouts_are_kept_as_they_are_finished_and_taken_up(cluster: Any, tmp_path: Path) -> None:
     file = written(tmp_path / "t.jsonl", some(6, 2))
     run = tmp_path / "run"
@@ -256,6 +264,7 @@ def wait_for_lines(process: subprocess.Popen[str], part: Path) -> None:
         time.sleep(0.02)
 
 
+@long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_driver_may_die_and_the_same_command_goes_on(cluster: Any, tmp_path: Path, number: int) -> None:
     file = written(tmp_path / "t.jsonl", some(100, 60))
@@ -286,6 +295,7 @@ def test_the_driver_may_die_and_the_same_command_goes_on(cluster: Any, tmp_path:
 # --- one line for what cannot be ------------------------------------------------------------------------------------
 
 
+@long
 def test_what_no_node_can_hold_is_refused_before_anything_is_spent(cluster: Any, tmp_path: Path) -> None:
     file = written(tmp_path / "t.jsonl", some(3))
     job = LabelJob(file, tmp_path / "run", TOY, ray=on(cluster, options={"num_gpus": 1}))
@@ -299,6 +309,7 @@ def test_what_no_node_can_hold_is_refused_before_anything_is_spent(cluster: Any,
     assert not (tmp_path / "run").exists()
 
 
+@long
 def test_an_engine_that_cannot_be_opened_is_one_line(cluster: Any, tmp_path: Path) -> None:
     file = written(tmp_path / "t.jsonl", some(3))
     with pytest.raises(InputError, match="model 'nonsense' is not one that can be opened"):
@@ -349,12 +360,14 @@ def run_shapes(cluster: Any, file: Path, folder: Path, actors: int) -> int:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
+@long
 def test_actors_that_open_different_engines_are_refused(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "differ").touch()
     with pytest.raises(CpmiError, match=r"has opened something else than the first one .*float16.*float32"):
         run_shapes(cluster, written(tmp_path / "t.jsonl", some(40)), tmp_path, 2)
 
 
+@long
 def test_a_batch_that_kills_every_actor_is_given_up(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "die").touch()
     with pytest.raises(CpmiError, match="the batch that begins with the trajectory 't0' has ended 4 actors"):
@@ -374,7 +387,7 @@ def test_an_input_that_is_not_there_or_not_the_same_is_one_line(tmp_path: Path) 
 
 
 def test_slices_hold_what_is_wanted_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cpmi.ray_runs.SLICE_BATCHES", 2)
+    monkeypatch.setattr("cpmi.ray_runs.plan.SLICE_BATCHES", 2)
     file = written(tmp_path / "t.jsonl", some(20))
     plan = Plan.of(file, 3, holds=lambda name: name != "t5", limit=18, labeled={"t0", "t1", "t7"}, failed={"t7"})
     ids = [
@@ -387,14 +400,14 @@ def test_slices_hold_what_is_wanted_and_no_more(tmp_path: Path, monkeypatch: pyt
 
 
 def test_errors_of_a_worker_travel_as_rows(tmp_path: Path) -> None:
-    from cpmi.ray_runs import _raise_row, _read
+    from cpmi.ray_runs.rows import raise_row, read_slice
 
     (piece,) = Plan.of(written(tmp_path / "t.jsonl", some(2)), 2, holds=lambda _: True, limit=None).pieces
     piece.path.unlink()
-    (row,) = _read(piece)
+    (row,) = read_slice(piece)
     passed = Worker.__call__(object.__new__(Worker), row)
     with pytest.raises(InputError, match="no such file on the node"):
-        _raise_row(passed["data"][0].as_py())
+        raise_row(passed["data"][0].as_py())
 
 
 @pytest.mark.parametrize(

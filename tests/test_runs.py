@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 
 import cpmi
 from cpmi import Cost, CpmiError, InputError, StepRewards, Trajectory, read_rewards, write_records
-from cpmi.runs import Part, Progress, RunDirectory, Shard, run_part
+from cpmi.parts import Part
+from cpmi.running import Progress, run_part
+from cpmi.runs import RunDirectory, Shard
 
 SETTINGS = {"method": "length", "settings": {"weight": 1.0, "templates": [{"cue": "a"}]}, "shards": 1}
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from cpmi import InputError, Trajectory, read_rewards, read_trajectories, write_records
 from cpmi.errors import CpmiError
-from cpmi.runs import Part, RunDirectory, Shard
+from cpmi.parts import Part
+from cpmi.runs import RunDirectory, Shard
 from cpmi.storage import MERGED, Lease, Segments, create, grown, is_remote, location, uncovered
 
 pytest.importorskip("upath", reason="needs universal-pathlib (pip install 'cpmi[remote]')")

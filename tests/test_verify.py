@@ -12,8 +12,9 @@ from cpmi import InputError, ModelSettings, Trajectory, write_records
 from cpmi.labelers.monte_carlo import MonteCarloSettings
 from cpmi.labelers.rollouts import RolloutSettings
 from cpmi.labeling import LabelJob, MethodSettings, OutcomeSettings, label
+from cpmi.parts import Part
 from cpmi.protocols import SamplingParams
-from cpmi.runs import Part, RunDirectory, Shard
+from cpmi.runs import RunDirectory, Shard
 from cpmi.verify import Verification, verify
 
 RunCpmi = Callable[..., tuple[int, str, str]]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from cpmi.runs import Progress
+    from cpmi.running import Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -21,11 +21,13 @@ from cpmi.labelers.outcome import Outcome
 from cpmi.labelers.pav import PAV, PAVSettings
 from cpmi.labelers.rollouts import GRADING_THREADS
 from cpmi.models import ModelSettings, open_model
+from cpmi.parts import Part
 from cpmi.prm import open_prm
 from cpmi.ray_runs import Plan, RayRun, RaySettings
 from cpmi.records import Trajectory, read_trajectories
 from cpmi.rollout_file import RolloutFile, require_same_policy
-from cpmi.runs import Part, Progress, RunDirectory, Shard, attempt, run_part, write_part
+from cpmi.running import Progress, run_part, write_part
+from cpmi.runs import RunDirectory, Shard, attempt
 from cpmi.storage import location
 
 if TYPE_CHECKING:

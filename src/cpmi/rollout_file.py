@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from cpmi.errors import InputError
+from cpmi.parts import drop_lines, line_sum, set_aside
 from cpmi.protocols import Completion, Sampled
 from cpmi.records import Cost, parse_line
-from cpmi.runs import RunDirectory, Shard, as_json, drop_lines, line_sum, set_aside, writing
+from cpmi.runs import RunDirectory, Shard, as_json, writing
 from cpmi.storage import Growing, grown, location, uncovered
 
 logger = logging.getLogger("cpmi")

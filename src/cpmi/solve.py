@@ -18,7 +18,8 @@ from cpmi.models import ModelSettings, open_model
 from cpmi.prm import open_prm
 from cpmi.protocols import Completion, Sampled, SamplingParams
 from cpmi.records import Cost, StepRewards, Trajectory
-from cpmi.runs import Progress, RunDirectory, attempt
+from cpmi.running import Progress
+from cpmi.runs import RunDirectory, attempt
 from cpmi.search import Beam, Search, Searched, SearchSettings
 from cpmi.solutions import QUESTION_ID, Attempt, SolutionFile, done_before, refuse_foreign, run_folder
 from cpmi.sources import Tally

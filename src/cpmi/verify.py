@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cpmi.errors import InputError
+from cpmi.parts import part_lines, read_sums
 from cpmi.records import StepRewards, Trajectory, from_json, parse_line, read_trajectories
 from cpmi.rollout_file import rollout_lines
-from cpmi.runs import RunDirectory, Shard, part_lines, read_sums
+from cpmi.runs import RunDirectory, Shard
 from cpmi.solutions import QUESTION_ID, attempt_from_json, run_folder
 from cpmi.storage import grown, is_remote, location
 

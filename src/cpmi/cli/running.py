@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from cpmi.labeling import LabelJob
-    from cpmi.runs import Progress
+    from cpmi.running import Progress
 
 
 def run_job(job: LabelJob, doing: str, done: str, *, as_json: bool) -> None:
