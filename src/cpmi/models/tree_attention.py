@@ -200,4 +200,5 @@ def _flex_attention(compiled: bool) -> Callable[..., torch.Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     # Dynamic: rows differ in length. Not compiled it computes every product, which is for tests on a CPU.
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+    attend: Callable[..., torch.Tensor] = flex_attention
+    return torch.compile(attend, dynamic=True) if compiled else attend
