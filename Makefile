@@ -2,6 +2,8 @@
 # make test    set everything up, check and test everything
 # make fuzz    ten thousand damaged files, through all readers; CPMI_FUZZ_SEED=N makes others (minutes)
 # make faults   a hundred faults: runs that are killed, damaged and starved end as undisturbed ones do; FAULTS, SEED (minutes)
+# make faults-ray   twenty faults on a Ray cluster of this machine: actors, the desk, the raylet, the command (minutes)
+# make faults-vllm   five faults on a vLLM engine, mostly its process killed (make vllm-env and test-vllm first; minutes)
 # make test-browser   the tests of the report page in Debian's Chromium (apt-get install --no-install-recommends chromium)
 # make test-vllm   the tests of the vLLM engine, on CPU, in an environment of their own (make vllm-env: about 5 minutes)
 # make test-ray   all tests on a local Ray cluster of several processes; make test has a few of them (about 4 minutes)
@@ -22,7 +24,7 @@ PRM ?= prm
 FAULTS ?= 100
 SEED ?= 0
 
-.PHONY: demo test lint pytest fuzz faults bench bench-serve clean vllm-env test-vllm test-ray test-browser
+.PHONY: demo test lint pytest fuzz faults faults-ray faults-vllm bench bench-serve clean vllm-env test-vllm test-ray test-browser
 
 demo: $(VENV)/.demo
 	rm -rf demo/run
@@ -46,6 +48,12 @@ fuzz: $(VENV)/.test
 
 faults: $(VENV)/.test
 	$(BIN)/python benchmarks/faults.py --faults $(FAULTS) --seed $(SEED)
+
+faults-ray: $(VENV)/.test
+	$(BIN)/python benchmarks/faults.py --jobs ray --faults 20 --seed $(SEED)
+
+faults-vllm: $(VENV)/.test
+	$(BIN)/python benchmarks/faults.py --jobs vllm --faults 5 --seed $(SEED) --python $(VLLM_BIN)/python --model vllm:$(TEST_MODELS)/smollm2-135m
 
 test-browser: $(VENV)/.test
 	command -v chromium

@@ -1,17 +1,22 @@
 """Runs that are killed, damaged and starved, over and over: do they end as an undisturbed run does?
 
     python benchmarks/faults.py --faults 100 --seed 0
+    python benchmarks/faults.py --faults 20 --jobs ray
+    python benchmarks/faults.py --faults 5 --jobs vllm --python .venv-vllm/bin/python
 
-Real ``cpmi`` processes label (CPMI and Monte Carlo on the toy engine, Monte Carlo on a server) and score (a tiny reward
-model), while faults are drawn by the seed. What is drawn is the same for the same seed; where in the work a fault
-strikes depends on the machine. After the faults the same command is run to its end, and every record is compared with
-that of an undisturbed run, byte for byte but for what it cost. A fault that found nothing to disturb does not count.
+Real ``cpmi`` processes label (CPMI and Monte Carlo on the toy engine, Monte Carlo on a server; CPMI on a Ray cluster
+and on vLLM where that is asked for) and score (a tiny reward model), while faults are drawn by the seed. What is drawn
+is the same for the same seed; where in the work a fault strikes depends on the machine. After the faults the same
+command is run to its end, and every record is compared with that of an undisturbed run, byte for byte but for what it
+cost (rewards of vLLM within a tolerance). After every attempt no process that it has started may be left. A fault that
+found nothing to disturb does not count.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -23,10 +28,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cpmi import Trajectory, write_records
 from cpmi.rollout_file import rollout_lines
@@ -36,6 +43,11 @@ sys.path.insert(0, str(ROOT / "tests"))  # for the server and the tiny models of
 
 _LONGEST = 600.0  # seconds; a command that takes longer hangs
 _SIZE = 48  # MiB of the disk that is filled
+_LEAVING = 30.0  # seconds that processes have to end after the one that started them
+_MARK = "CPMI_FAULTS_RUN"  # in the environment of whatever an attempt starts
+
+RAY_FAULTS = ("Ray actor killed", "Ray worker killed", "Ray desk killed", "raylet killed")
+VLLM_FAULTS = ("vLLM engine killed",)
 
 # Runs the command with a slow disk: every sync takes so many seconds longer. It is here and not in the product.
 _SLOW = """
@@ -60,15 +72,29 @@ class Job:
     Attributes:
         reference: a folder with the undisturbed run.
         server: that it talks to.
+        own: kinds of faults that strike this job alone.
+        python: that has what it needs.
+        environment: more of it.
+        tolerance: of a reward; 0: records are the same bytes.
+        may_leave: names of processes that are known to outlive a command that was killed.
     """
 
     name: str
     arguments: tuple[str, ...]
     reference: Path
     server: Server | None = None
+    own: tuple[str, ...] = ()
+    python: str = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)
+    tolerance: float = 0.0
+    may_leave: tuple[str, ...] = ()
 
     def command(self, output: Path) -> list[str]:
         return [*self.arguments, "--output", str(output)]
+
+    def surroundings(self, mark: Path) -> dict[str, str]:
+        """The environment of an attempt."""
+        return {**os.environ, **self.environment, _MARK: str(mark)}
 
 
 class Server:
@@ -142,7 +168,58 @@ def server_job(folder: Path, server: Server) -> Job:
         each for option in ("retries=3", "first_delay=0.1", "parallel=4") for each in ("--engine-option", option)
     ]
     arguments = ("--model", server.model, "--method", "mc", "--batch-size", "4", "--retry-errors", *options)
-    return Job("server", ("label", str(file), *arguments), folder / "server", server)
+    return Job("server", ("label", str(file), *arguments), folder / "server", server, ("server gone",))
+
+
+def ray_job(folder: Path) -> Job:
+    """A cluster of this machine, started and ended with each attempt; what Ray writes goes away with the folder."""
+    steps = tuple(f"step {k}: " + "1234567890 " * 40 for k in range(8))
+    file = folder / "on-ray.jsonl"
+    write_records(file, [_trajectory(i, steps) for i in range(100)])
+    arguments = ("--model", "toy:", "--batch-size", "2", "--ray", "local", "--ray-actors", "2")
+    return Job(
+        "ray",
+        ("label", str(file), *arguments, "--ray-option", "num_cpus=0.5"),
+        folder / "ray-reference",
+        own=RAY_FAULTS,
+        environment={"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"},
+    )
+
+
+def vllm_job(folder: Path, python: str, model: str) -> Job:
+    """Scores, not samples: vLLM's random numbers depend on what else is in a batch.
+
+    The engine is in a process of its own, as on a GPU; on CPU cpmi would have it in the process of the command.
+    """
+    steps = ("In step 0 something is done.", "In step 1 something else is done.")
+    file = folder / "vllm.jsonl"
+    write_records(file, [_trajectory(i, steps) for i in range(16)])
+    options = ("enforce_eager=true", "max_model_len=512", "kv_cache_memory_bytes=268435456")
+    arguments = ("--model", model, "--dtype", "float32", "--batch-size", "1")
+    engine = [each for option in options for each in ("--engine-option", option)]
+    return Job(
+        "vllm",
+        ("label", str(file), *arguments, *engine),
+        folder / "vllm",
+        own=VLLM_FAULTS,
+        python=python,
+        environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+        tolerance=1e-3,
+        may_leave=("VLLM::", "python"),  # of an engine that is just starting, nothing has its name yet
+    )
+
+
+def why_not(name: str, python: str, model: str) -> str:
+    """Why a job cannot be run here; empty if it can."""
+    if name == "ray" and importlib.util.find_spec("ray") is None:
+        return "Ray is not installed here: pip install 'cpmi[ray]'"
+    if name == "vllm":
+        code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+        if not Path(python).is_file() or subprocess.run([python, "-c", code], check=False).returncode:
+            return f"{python} has no vLLM: make vllm-env, and --python .venv-vllm/bin/python"
+        if not (Path(model.removeprefix("vllm:")) / "config.json").is_file():
+            return f"no model at {model}: name the folder of one with --model vllm:PATH (make test-vllm brings one)"
+    return ""
 
 
 def score_job(folder: Path) -> Job:
@@ -175,6 +252,8 @@ class Scene:
 
     Attributes:
         disk: fills the disk the run is on; None where there is none to fill.
+        relatives: the processes that the latest attempt had started when a fault struck.
+        left: how many processes were left of those that may be, and were ended here.
         known: the lines that were in the part when it was last looked at; none of them may be lost.
         doubted: the kind of fault that may make good lines count as broken: one that damaged digests.
         complaints: what should not have happened.
@@ -184,6 +263,8 @@ class Scene:
     run: Path
     disk: Disk | None
     finished: bool = False
+    relatives: list[psutil.Process] = field(default_factory=list)
+    left: int = 0
     known: set[bytes] = field(default_factory=set)
     doubted: str = ""
     labeled_again: Counter[str] = field(default_factory=Counter)
@@ -197,23 +278,69 @@ class Scene:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
         return subprocess.Popen(
-            [sys.executable, *command, *self.job.command(self.run)],
+            [self.job.python, *command, *self.job.command(self.run)],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=limited,
+            env=self.job.surroundings(self.run),
         )  # fmt: skip
 
     def end(self, process: subprocess.Popen[str]) -> tuple[int, str]:
         """Wait for the process; its exit status and its last line."""
-        try:
-            _, stderr = process.communicate(timeout=_LONGEST)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            _, stderr = process.communicate()
-            self.complaints.append(f"hung: {stderr[-300:]}")
+        stderr = self.output(process)
+        self._see_them_leave()
         if "Traceback" in stderr:
             self.complaints.append(f"a traceback: {stderr[-600:]}")
         self.finished = process.returncode == 0
         self._look()
         return process.returncode, (stderr.strip().splitlines() or [""])[-1]
+
+    def output(self, process: subprocess.Popen[str]) -> str:
+        """Wait for the process; what it wrote to standard error."""
+        began, hung = time.monotonic(), False
+        while True:
+            try:
+                _, stderr = process.communicate(timeout=1.0)
+            except subprocess.TimeoutExpired:
+                if process.poll() is not None:
+                    self._see_them_leave()  # they hold its standard error
+                elif time.monotonic() - began > _LONGEST:
+                    hung = True
+                    process.kill()
+            else:
+                break
+        if hung:
+            self.complaints.append(f"hung: {stderr[-300:]}")
+        return stderr
+
+    def _see_them_leave(self) -> None:
+        """Whatever an attempt has started ends with it; what does not is ended here, and is a complaint."""
+        deadline = time.monotonic() + _LEAVING
+        while (left := self._left()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                name = _title(process)
+                process.kill()
+                if name.startswith(self.job.may_leave or ("/",)):
+                    self.left += 1
+                else:
+                    self.complaints.append(f"left a process behind: {name}")
+
+    def _left(self) -> list[psutil.Process]:
+        """By their environment, and by their ancestors, since some write their titles over their environment."""
+        found = {process for process in self.relatives if _alive(process)}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+                if process.environ().get(_MARK) == str(self.run) and _alive(process):
+                    found.add(process)
+        return list(found)
+
+    def offspring(self, process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> list[psutil.Process]:
+        """Those that the process has started, and that have such a title."""
+        try:
+            self.relatives = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            self.relatives = []
+        return [each for each in self.relatives if wanted(_title(each))]
 
     def _look(self) -> None:
         lines = set(self.lines())
@@ -235,9 +362,13 @@ class Scene:
     def size(self) -> int:
         return sum(path.stat().st_size for path in self.run.glob("*-of-*.jsonl"))
 
-    def wait_for_work(self, process: subprocess.Popen[str], rng: random.Random) -> bool:
-        """Wait for a random moment, mostly soon after it has written something; whether the process is still there."""
-        from_start, pause = rng.random() < 0.2, rng.uniform(0, 0.25)
+    def wait_for_work(self, process: subprocess.Popen[str], rng: random.Random, *, early: bool = True) -> bool:
+        """Wait for a random moment, mostly soon after it has written something; whether the process is still there.
+
+        Args:
+            early: it may also be one before that.
+        """
+        from_start, pause = rng.random() < 0.2 and early, rng.uniform(0, 0.25)
         before, began = self.size(), time.monotonic()
         if from_start:
             pause *= 4
@@ -247,7 +378,23 @@ class Scene:
                 break
             time.sleep(0.005)
         time.sleep(pause)
+        self.offspring(process, bool)
         return process.poll() is None
+
+
+def _title(process: psutil.Process) -> str:
+    """What it calls itself; empty if it has ended."""
+    try:
+        return Path((process.cmdline() or [process.name()])[0].split(" ")[0]).name
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
@@ -296,6 +443,8 @@ def stall(scene: Scene, rng: random.Random) -> bool:
 def full_disk(scene: Scene, rng: random.Random) -> bool:
     """The disk is full, or files may not grow any more, somewhere within the next lines."""
     room = rng.randrange(1, 20_000)
+    if scene.disk is None and scene.job.own in (RAY_FAULTS, VLLM_FAULTS):
+        return False  # the limit would be one of their files as well
     if scene.disk is None:
         largest = max((path.stat().st_size for path in scene.run.glob("*-of-*.jsonl")), default=0)
         status, last = scene.end(scene.start(limit=largest + room))
@@ -314,6 +463,7 @@ def second_run(scene: Scene, rng: random.Random) -> bool:
     alive = scene.wait_for_work(first, rng)
     second = scene.start()
     _, stderr = second.communicate(timeout=_LONGEST)
+    scene.offspring(first, bool)
     alive = alive and first.poll() is None
     lines = [line for line in stderr.splitlines() if line.startswith("cpmi: ")]
     refused = second.returncode == 2 and len(lines) == 1 and "another process is writing" in lines[0]
@@ -341,6 +491,47 @@ def engine_gone(scene: Scene, rng: random.Random) -> bool:
     if status not in (0, 1, 2):  # 2: it was gone before the run had said hello
         scene.complaints.append(f"server gone: exit status {status}: {last}")
     return alive
+
+
+def kill_of(wanted: Callable[[str], bool], *, ends: bool) -> Fault:
+    """SIGKILL for a process that the command has started, and, half of the time, for the command soon after.
+
+    Args:
+        ends: the run may end with a line; else it goes on by itself.
+    """
+
+    def fault(scene: Scene, rng: random.Random) -> bool:
+        process = scene.start()
+        draws, kills, pause = random.Random(rng.random()), rng.random() < 0.5, rng.uniform(0, 1.0)
+        alive = scene.wait_for_work(process, rng, early=False)
+        victims = sorted(scene.offspring(process, wanted), key=lambda each: each.pid)
+        if alive and victims:
+            victim = draws.choice(victims)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+        if kills:
+            time.sleep(pause)
+            process.kill()
+        status, last = scene.end(process)
+        expected = status == 0 or (kills and status == -signal.SIGKILL) or (ends and status == 1)
+        if not expected or (status == 1 and not last.startswith(("cpmi: ", "Ray"))):
+            scene.complaints.append(f"a process of its own killed: exit status {status}: {last}")
+        return alive and bool(victims)
+
+    return fault
+
+
+def _is_actor(title: str) -> bool:
+    return title.startswith("ray::MapWorker")
+
+
+def _is_desk(title: str) -> bool:
+    return title.startswith("ray::Desk")
+
+
+def _is_other_worker(title: str) -> bool:
+    """One that reads the input, or waits for something to do."""
+    return title.startswith("ray::") and not _is_actor(title) and not _is_desk(title)
 
 
 def damage(change: Callable[[bytes, random.Random], bytes], *kinds: str) -> Fault:
@@ -428,8 +619,15 @@ ON_PROCESSES: dict[str, Fault] = {
     "disk full": full_disk,
     "second run at once": second_run,
     "server gone": engine_gone,
-    # Add here: Ray actors killed, a vLLM engine that stops. Each begins by scene.start() and ends by scene.end().
+    "Ray actor killed": kill_of(_is_actor, ends=False),
+    "Ray worker killed": kill_of(_is_other_worker, ends=False),
+    "Ray desk killed": kill_of(_is_desk, ends=True),
+    "raylet killed": kill_of(lambda title: title == "raylet", ends=True),
+    "vLLM engine killed": kill_of(lambda title: title.startswith("VLLM::EngineCore"), ends=True),
 }
+
+_OWN = {"server gone": 8} | dict.fromkeys(RAY_FAULTS, 6) | dict.fromkeys(VLLM_FAULTS, 24)
+"""How often faults are drawn that strike one job alone; others are drawn three times, or once."""
 
 ON_FILES: dict[str, Fault] = {
     "last line torn": damage(_torn, "part", "part", "rollouts", "attempts", "sums"),
@@ -516,20 +714,32 @@ class Difference:
     changed: int = 0
 
     @classmethod
-    def of(cls, there: list[tuple[str, bytes]], undisturbed: list[tuple[str, bytes]]) -> Difference:
+    def of(
+        cls, there: list[tuple[str, bytes]], undisturbed: list[tuple[str, bytes]], tolerance: float = 0.0
+    ) -> Difference:
+        """Tolerance: of each reward; 0: the same bytes."""
         wanted, found = dict(undisturbed), dict(there)
         return cls(
             lost=len(wanted.keys() - found.keys()),
             twice=len(there) - len(found),
-            changed=sum(wanted.get(name) != record for name, record in there),
+            changed=sum(not same(wanted.get(name), record, tolerance) for name, record in there),
         )
 
     def __add__(self, other: Difference) -> Difference:
         return Difference(self.lost + other.lost, self.twice + other.twice, self.changed + other.changed)
 
 
-def difference(run: Path, undisturbed: Path) -> Difference:
-    found = Difference.of(records(run), records(undisturbed))
+def same(wanted: bytes | None, record: bytes, tolerance: float) -> bool:
+    if not tolerance or wanted is None:
+        return wanted == record
+    one, other = json.loads(wanted), json.loads(record)
+    if one.get("error") != other.get("error") or len(one["rewards"]) != len(other["rewards"]):
+        return False
+    return all(abs(a - b) <= tolerance for a, b in zip(one["rewards"], other["rewards"], strict=True))
+
+
+def difference(run: Path, undisturbed: Path, tolerance: float = 0.0) -> Difference:
+    found = Difference.of(records(run), records(undisturbed), tolerance)
     # A rollout that a fault took and nobody needs is not sampled again, and one that is there twice does no harm.
     return found + Difference(changed=Difference.of(rollouts(run), rollouts(undisturbed)).changed)
 
@@ -570,6 +780,7 @@ class Experiment:
     rows: dict[str, Row]
     runs: Counter[str] = field(default_factory=Counter)
     compared: int = 0
+    left: int = 0
     complaints: list[str] = field(default_factory=list)
 
     @property
@@ -612,7 +823,7 @@ class Experiment:
             self.rows[doubted].labeled_again += scene.labeled_again.pop(doubted)
         if (status := _verify(scene.run)) != 0:
             scene.complaints.append(f"verify says {status} in the end")
-        found = difference(scene.run, scene.job.reference)
+        found = difference(scene.run, scene.job.reference, scene.job.tolerance)
         self.compared += len(records(scene.run))
         for kind in struck:
             row = self.rows[kind]
@@ -629,8 +840,8 @@ def experiment(
     jobs: Sequence[Job], weights: Sequence[int], faults: int, seed: int, where: Path, full: Disk | None
 ) -> Experiment:
     """Disturb runs until so many faults have struck."""
-    has_server = any(job.server is not None for job in jobs)
-    kinds = [kind for kind in (*ON_PROCESSES, *ON_FILES) if has_server or kind != "server gone"]
+    possible = {kind for job in jobs for kind in job.own}
+    kinds = [kind for kind in (*ON_PROCESSES, *ON_FILES) if kind not in _OWN or kind in possible]
     done = Experiment({kind: Row() for kind in kinds})
     for number in range(10 * faults):
         if done.struck >= faults:
@@ -647,6 +858,7 @@ def experiment(
         struck |= done.disturb(scene, after, seeds[len(plan) :])
         done.finish(scene, struck)
         drawn = f"{job.name}, run {number} ({', '.join([*plan, *after])})"
+        done.left += scene.left
         done.complaints += [f"{drawn}: {each}" for each in scene.complaints]
         print(f"{done.struck} of {faults} faults, {number + 1} runs", *scene.complaints, sep="; ", file=sys.stderr)
         _remove(scene.run)
@@ -655,10 +867,10 @@ def experiment(
 
 def _kinds_before_the_end(job: Job) -> tuple[list[str], list[int]]:
     """The kinds of faults, and how often each is drawn: mostly those of processes, of a server above all."""
-    often = dict.fromkeys(ON_PROCESSES, 3) | dict.fromkeys(ON_FILES, 1) | {"server gone": 8}
+    often = dict.fromkeys(ON_PROCESSES, 3) | dict.fromkeys(ON_FILES, 1) | _OWN
     del often[_AT_THE_END]
-    if job.server is None:
-        del often["server gone"]
+    for kind in _OWN.keys() - set(job.own):
+        del often[kind]
     return list(often), list(often.values())
 
 
@@ -680,13 +892,27 @@ def table(done: Experiment) -> str:
 
 
 JOBS = {"cpmi": 4, "mc": 4, "server": 3, "score": 1}  # and how often each is drawn; score loads torch every time
+ASKED_FOR = {"ray": 1, "vllm": 1}  # they take long to start
+MODEL = f"vllm:{Path.home() / '.cache' / 'cpmi-models' / 'smollm2-135m'}"
+
+
+def possible(names: Sequence[str], python: str, model: str) -> list[str]:
+    """The jobs that can be run here; says why others cannot."""
+    reasons = {name: why for name in names if (why := why_not(name, python, model))}
+    for name, why in reasons.items():
+        print(f"{name} is skipped: {why}", file=sys.stderr)
+    if len(reasons) == len(names):
+        sys.exit("nothing is left to do")
+    return [name for name in names if name not in reasons]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=100, help="go on until so many have struck")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", default=",".join(JOBS), help="which of cpmi, mc, server, score")
+    parser.add_argument("--jobs", default=",".join(JOBS), help="which of cpmi, mc, server, score; ray, vllm")
+    parser.add_argument("--python", default=sys.executable, help="for the job vllm: one that has vLLM and cpmi")
+    parser.add_argument("--model", default=MODEL, help="for the job vllm: vllm:PATH of a small model")
     parser.add_argument("--disk", choices=["auto", "tmpfs", "limit"], default="auto", help="how a disk is filled")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
@@ -694,8 +920,9 @@ def main() -> None:
     if options.serve is not None:
         serve(options.serve)
     names = options.jobs.split(",")
-    if unknown := set(names) - set(JOBS):
+    if unknown := set(names) - {*JOBS, *ASKED_FOR}:
         parser.error(f"no such jobs: {', '.join(sorted(unknown))}")
+    names = possible(names, options.python, options.model)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk is unmounted
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
@@ -707,17 +934,30 @@ def main() -> None:
             jobs.append(server_job(folder, server))
         if "score" in names:
             jobs.append(score_job(folder))
+        if "ray" in names:
+            jobs.append(ray_job(folder))
+        if "vllm" in names:
+            jobs.append(vllm_job(folder, str(Path(options.python).absolute()), options.model))
         for job in jobs:
-            command = [sys.executable, "-m", "cpmi", *job.command(job.reference)]
-            subprocess.run(command, check=True, capture_output=True)
+            command = [job.python, "-m", "cpmi", *job.command(job.reference)]
+            surroundings = job.surroundings(job.reference)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=surroundings)
         began = time.monotonic()
         where = folder / "disk"
-        done = experiment(jobs, [JOBS[job.name] for job in jobs], options.faults, options.seed, where, full)
+        weights = [(JOBS | ASKED_FOR)[job.name] for job in jobs]
+        done = experiment(jobs, weights, options.faults, options.seed, where, full)
         seconds = time.monotonic() - began
     how = "files limited in size (RLIMIT_FSIZE)" if full is None else f"a tmpfs of {_SIZE} MiB, filled"
     if options.json:
         rows = {kind: asdict(row) for kind, row in done.rows.items()}
-        said = {"seed": options.seed, "runs": done.runs, "struck": done.struck, "compared": done.compared, "disk": how}
+        said = {
+            "seed": options.seed,
+            "runs": done.runs,
+            "struck": done.struck,
+            "compared": done.compared,
+            "disk": how,
+            "left": done.left,
+        }
         print(json.dumps({**said, "faults": rows, "complaints": done.complaints, "survived": done.survived}))
     else:
         print(table(done))
@@ -726,6 +966,8 @@ def main() -> None:
             f"\n{done.struck} faults struck {done.runs.total()} runs ({runs}) in {seconds:.0f} s, seed {options.seed}."
         )
         print(f"Full disk: {how}. {done.compared} records compared with those of undisturbed runs.")
+        if done.left:
+            print(f"{done.left} processes of a vLLM engine outlived a command that was killed, and were ended.")
         for each in done.complaints:
             print(f"NOT SURVIVED: {each}")
     sys.exit(not done.survived)

@@ -9,8 +9,10 @@ import logging
 import os
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Mapping
+from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +72,26 @@ def open_engine(source: str, settings: ModelSettings) -> Any:
             raise InputError(f"model vllm:{source} cannot be loaded: {one_line(error)}") from error
     if _lives_here(llm.llm_engine.engine_core):
         _in_process.add(id(llm.llm_engine.engine_core))
+    else:
+        _tell_of_death(llm.llm_engine.engine_core)
     return llm
+
+
+def _tell_of_death(core: Any) -> None:
+    """Where the engine has processes of its own: when one ends, put an error where results are waited for.
+
+    vLLM marks the engine as dead then, so that the next request fails; whoever waits for a result waits for ever.
+    """
+    processes = list(getattr(core.resources.engine_manager, "processes", ()))
+    if not processes:
+        return
+    results = core.outputs_queue  # not the core itself, which has to be collected one day
+
+    def watch() -> None:
+        connection.wait([process.sentinel for process in processes])
+        results.put_nowait(RuntimeError("a process of its own has ended"))  # after close() nobody reads it
+
+    threading.Thread(target=watch, name="cpmi-vllm", daemon=True).start()
 
 
 def _set_environment() -> None:
