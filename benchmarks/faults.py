@@ -291,7 +291,9 @@ class Scene:
             self.complaints.append(f"a traceback: {stderr[-600:]}")
         self.finished = process.returncode == 0
         self._look()
-        return process.returncode, (stderr.strip().splitlines() or [""])[-1]
+        lines = stderr.strip().splitlines() or [""]
+        own = [line for line in lines if line.startswith("cpmi: ")]  # others may write behind it, as Python itself does
+        return process.returncode, (own or lines)[-1]
 
     def output(self, process: subprocess.Popen[str]) -> str:
         """Wait for the process; what it wrote to standard error."""

@@ -1,12 +1,15 @@
 """GRPO on arithmetic word problems: a reward for the outcome alone, against outcome and CPMI step rewards.
 
     pip install 'cpmi[rl]'
-    python examples/grpo_cpmi.py --reward outcome --seed 0 --output outcome-0.json
-    python examples/grpo_cpmi.py --reward outcome+cpmi --seed 0 --output cpmi-0.json
+    python examples/grpo_cpmi.py --warm-up start
+    python examples/grpo_cpmi.py --model start --reward outcome --seed 0 --output outcome-0.json
+    python examples/grpo_cpmi.py --model start --reward outcome+cpmi --seed 0 --output cpmi-0.json
     python examples/grpo_cpmi.py --plot curves.png outcome-0.json cpmi-0.json
 
-The problems are made here, from a seed. The labeling model is the policy itself (``--labeler policy``: as it is at that
-moment; ``frozen``: as it was at the start). No rollouts beyond GRPO's own, and no reward model.
+The problems are made here, from a seed. The warm-up shows the model some solved ones, so that it knows the form and is
+right now and then: a policy that never is has nothing to learn from. The labeling model is the policy itself
+(``--labeler policy``: as it is at that moment; ``frozen``: as it was at the start). No rollouts beyond GRPO's own, and
+no reward model.
 """
 
 from __future__ import annotations
@@ -22,52 +25,72 @@ from typing import Any
 
 from cpmi.rl import CPMIReward, OutcomeReward, RewardSettings
 
-ASK = "Solve the problem. Write one short calculation per line and end with 'The answer is N.'\n\n"
+_WARM_UP_BATCH, _WARM_UP_RATE = 16, 3e-5
+
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gita", "Hugo")
 THINGS = ("apples", "books", "coins", "eggs", "pens", "shells", "stamps", "tiles")
 
 
 def problem(rng: random.Random, steps: int) -> dict[str, str]:
-    """A question of so many calculations, and its answer."""
+    """A question of so many calculations, its answer, and how it is solved."""
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     have = rng.randint(2, 9)
-    lines = [f"{name} has {have} {thing}."]
+    lines, solution = [f"{name} has {have} {thing}."], ""
     for _ in range(steps):
+        before = have
         kind = rng.choice(("buys", "loses", "packs") if have > 3 else ("buys", "packs"))
         if kind == "packs":
             times = rng.randint(2, 3)
             have *= times
             lines.append(f"Then the number of {thing} becomes {times} times as large.")
+            solution += f"{before} * {times} = {have}\n"
         else:
             change = rng.randint(1, 9 if kind == "buys" else have - 1)
             have += change if kind == "buys" else -change
             lines.append(f"Then {name} {kind} {change} {thing}.")
+            solution += f"{before} {'+' if kind == 'buys' else '-'} {change} = {have}\n"
     lines.append(f"How many {thing} does {name} have now?")
-    return {"question": " ".join(lines), "answer": str(have)}
-
-
-SHOWN = (
-    ("Ida has 4 pears. Then Ida buys 3 pears. Then Ida loses 2 pears. How many pears does Ida have now?",
-     "4 + 3 = 7\n7 - 2 = 5\nThe answer is 5."),
-    ("Max has 5 cards. Then the number of cards becomes 2 times as large. Then Max buys 6 cards. "
-     "How many cards does Max have now?",
-     "5 * 2 = 10\n10 + 6 = 16\nThe answer is 16."),
-)  # fmt: skip
-
-
-def prompt(question: str) -> list[dict[str, str]]:
-    """The question as a chat, behind two that are solved."""
-    turns = []
-    for asked, solved in SHOWN:
-        turns += [{"role": "user", "content": ASK + asked}, {"role": "assistant", "content": solved}]
-    return [*turns, {"role": "user", "content": ASK + question}]
+    solution += f"The answer is {have}."
+    return {"question": " ".join(lines), "answer": str(have), "worked": solution}
 
 
 def rows(seed: int, count: int, steps: int) -> list[dict[str, Any]]:
     """Rows for TRL: a prompt, and the columns that rewards read."""
     rng = random.Random(seed)
     made = [problem(rng, steps) for _ in range(count)]
-    return [{"prompt": prompt(each["question"]), **each} for each in made]
+    return [{"prompt": each["question"] + "\n", **each} for each in made]
+
+
+def warm_up(arguments: argparse.Namespace) -> None:
+    """Show the model solved problems, and save it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(arguments.seed)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).train()
+    data = rows(20_000 + arguments.seed, arguments.warm_up_steps * _WARM_UP_BATCH, arguments.calculations)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_WARM_UP_RATE, weight_decay=0.0)
+    for start in range(0, len(data), _WARM_UP_BATCH):
+        batch = data[start : start + _WARM_UP_BATCH]
+        asked = [tokenizer.encode(row["prompt"]) for row in batch]
+        told = [[*tokenizer.encode(row["worked"]), tokenizer.eos_token_id] for row in batch]
+        width = max(len(a) + len(b) for a, b in zip(asked, told, strict=True))
+        ids = torch.full((len(batch), width), tokenizer.eos_token_id)
+        labels = torch.full((len(batch), width), -100)
+        for i, (a, b) in enumerate(zip(asked, told, strict=True)):
+            ids[i, : len(a) + len(b)] = torch.tensor(a + b)
+            labels[i, len(a) : len(a) + len(b)] = torch.tensor(b)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sys.stderr.write(f"warm-up {start // _WARM_UP_BATCH + 1}/{arguments.warm_up_steps}: loss {loss.item():.3f}\n")
+    model.save_pretrained(arguments.warm_up)
+    tokenizer.save_pretrained(arguments.warm_up)
+    right = accuracy(model, tokenizer, rows(10_000, arguments.test, arguments.calculations), arguments.max_tokens)
+    sys.stdout.write(f"{arguments.warm_up}: right after the warm-up {right}\n")
 
 
 def rewards(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> list[Any]:
@@ -113,8 +136,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
             save_strategy="no",
             report_to="none",
             use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-            gradient_checkpointing=False,
+            bf16=True,  # autocast; the weights stay float32
+            gradient_checkpointing=False,  # TRL's default is True
             disable_tqdm=True,
         )
         trainer = GRPOTrainer(
@@ -134,7 +157,11 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         for entry in trainer.state.log_history
         if "reward" in entry
     ]
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("output", "plot", "curves")}
+    settings = {
+        key: value
+        for key, value in vars(arguments).items()
+        if key not in ("output", "plot", "curves", "warm_up", "warm_up_steps")
+    }
     return {
         "settings": settings,
         "seconds_per_step": seconds / arguments.steps,
@@ -152,16 +179,11 @@ def accuracy(model: Any, tokenizer: Any, test: list[dict[str, Any]], max_tokens:
         return None
     judge = OutcomeReward(RewardSettings(split="lines"))
     model.eval()
-    texts = []
+    inputs = tokenizer([row["prompt"] for row in test], padding=True, padding_side="left", return_tensors="pt")
+    inputs = inputs.to(model.device)
     with torch.inference_mode():
-        for row in test:
-            inputs = tokenizer.apply_chat_template(
-                row["prompt"], add_generation_prompt=True, return_tensors="pt", return_dict=True
-            ).to(model.device)
-            ids = model.generate(
-                **inputs, max_new_tokens=max_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
-            )
-            texts.append(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        ids = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+    texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     columns: dict[str, Any] = {name: [row[name] for row in test] for name in ("question", "answer")}
     judged = judge([row["prompt"] for row in test], texts, **columns)
     return sum(value or 0.0 for value in judged) / len(test)
@@ -199,20 +221,25 @@ def main() -> None:
     parser.add_argument("--reward", choices=("outcome", "outcome+cpmi"), default="outcome+cpmi")
     parser.add_argument("--labeler", choices=("policy", "frozen"), default="policy")
     parser.add_argument("--step-weight", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--warm-up", type=Path, metavar="FOLDER", help="show solved problems, save there, and end")
+    parser.add_argument("--warm-up-steps", type=int, default=25, help=f"of {_WARM_UP_BATCH} solved problems")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--prompts", type=int, default=4, help="different questions in a training step")
-    parser.add_argument("--generations", type=int, default=8, help="completions of each question")
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--calculations", type=int, default=2, help="of a question")
+    parser.add_argument("--prompts", type=int, default=2, help="different questions in a training step")
+    parser.add_argument("--generations", type=int, default=6, help="completions of each question")
+    parser.add_argument("--max-tokens", type=int, default=40)
+    parser.add_argument("--calculations", type=int, default=3, help="of a question")
     parser.add_argument("--learning-rate", type=float, default=1e-5)
-    parser.add_argument("--test", type=int, default=50, help="questions to test on, before and after")
+    parser.add_argument("--test", type=int, default=100, help="questions to test on, before and after")
     parser.add_argument("--output", type=Path, default=Path("grpo.json"))
     parser.add_argument("--plot", type=Path, help="draw the curves of the files named, and train nothing")
     parser.add_argument("curves", nargs="*", type=Path)
     arguments = parser.parse_args()
     if arguments.plot is not None:
         plot(arguments.curves, arguments.plot)
+        return
+    if arguments.warm_up is not None:
+        warm_up(arguments)
         return
     result = train(arguments)
     arguments.output.write_text(json.dumps(result, indent=1))

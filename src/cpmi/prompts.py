@@ -196,10 +196,12 @@ class ScoringPlan:
     Attributes:
         tree: one per instruction; templates that differ in the cue alone share it.
         spans: ``spans[template][context][answer]``: the nodes whose log-probabilities make up that answer's score.
+        steps: ``steps[step]``: the nodes of each step behind all steps before it, where they were asked for.
     """
 
     tree: TokenTree
     spans: list[dict[Context, list[IntArray]]]
+    steps: tuple[IntArray, ...] = ()
 
 
 def plan_scoring(
@@ -210,6 +212,8 @@ def plan_scoring(
     templates: Sequence[Template],
     tokenizer: Tokenizing,
     span: Span = "target",
+    *,
+    steps_too: bool = False,
 ) -> list[ScoringPlan]:
     """Trees that score every answer after every context under every template.
 
@@ -218,6 +222,7 @@ def plan_scoring(
         contexts: which steps each context shows.
         span: what counts as the answer: the whole cue with the answer (``target``, as in the paper), or only the
             answer.
+        steps_too: score the steps as well, each behind all before it.
 
     Returns:
         One plan per distinct instruction; their templates, one after the other, are ``templates`` in an order of
@@ -239,10 +244,13 @@ def plan_scoring(
             {context: [_insert_target(builder, ends[context], *ids) for ids in template] for context in contexts}
             for template in targets
         ]
+        trunk = list[list[int]]()
+        for ids in step_ids if steps_too else ():
+            end = next((path[-1] for path in reversed(trunk) if path), root)
+            trunk.append(builder.insert(end, ids, scored=True))
         tree, index = builder.build()
-        plans.append(
-            ScoringPlan(tree, [{c: [index[nodes] for nodes in lists] for c, lists in each.items()} for each in spans])
-        )
+        found = [{c: [index[nodes] for nodes in lists] for c, lists in each.items()} for each in spans]
+        plans.append(ScoringPlan(tree, found, tuple(index[nodes] for nodes in trunk)))
     return plans
 
 

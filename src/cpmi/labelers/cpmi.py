@@ -17,17 +17,17 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from cpmi.errors import InputError
 from cpmi.grader import Grader
 from cpmi.labelers.checks import why_not
+from cpmi.labelers.levels import Contrast, Levels, Normalization
 from cpmi.labelers.negatives import FoundNegatives, NegativeSettings, SiblingAnswers, find_negatives
 from cpmi.prompts import (
     INSTRUCTIONS,
-    Context,
     ContextKind,
     ScoringPlan,
     Span,
@@ -35,11 +35,8 @@ from cpmi.prompts import (
     plan_scoring,
     step_contexts,
 )
-from cpmi.protocols import FloatArray, Sampler, ScoredTree, Scorer, Truncation
+from cpmi.protocols import Sampler, ScoredTree, Scorer, Truncation
 from cpmi.records import JSON, Cost, StepRewards, Trajectory
-
-Normalization = Literal["mean", "sum"]
-Contrast = Literal["mean", "hardest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,6 @@ class CPMISettings:
 class _Planned:
     """A trajectory ready to be scored."""
 
-    pairs: list[tuple[Context, Context]]
     plans: list[ScoringPlan]
     details: dict[str, JSON]
     cost: Cost
@@ -173,33 +169,18 @@ class CPMI:
             wanted = "found" if self._settings.negatives.count else "asked for"
             details["contrast"] = f"none: no wrong answer was {wanted}"
         own = Cost(seconds=time.perf_counter() - start)
-        return _Planned(pairs, plans, details, found.cost + spent + own)
+        return _Planned(plans, details, found.cost + spent + own)
 
     def _reward(self, trajectory: Trajectory, planned: _Planned, scored: Iterator[ScoredTree]) -> StepRewards:
         results = [next(scored) for _ in planned.plans]
         cost = sum((result.cost for result in results), planned.cost)
         if error := next((result.error for result in results if result.error), None):
             return self._failed(trajectory, error, cost)
-        gold, wrong = self._terms(planned, [r.logprobs for r in results if r.logprobs is not None])
-        rewards = gold - self._settings.weight * wrong
+        levels = Levels.read(planned.plans, [result.logprobs for result in results if result.logprobs is not None])
+        own = self._settings
+        gold, wrong = levels.gains(own.context, len(trajectory.steps), own.normalization, own.contrast)
+        rewards = gold - own.weight * wrong
         if not np.isfinite(rewards).all():
             return self._failed(trajectory, "the model gave log-probabilities that are not finite", cost)
         terms = {"gold": tuple(gold.tolist()), "wrong": tuple(wrong.tolist())}
         return StepRewards(trajectory.id, tuple(rewards.tolist()), self.name, terms, planned.details, cost)
-
-    def _terms(self, planned: _Planned, logprobs: list[FloatArray]) -> tuple[FloatArray, FloatArray]:
-        """(steps,) gain of the gold answer and of the wrong answers, each a mean over templates."""
-        reduce = np.mean if self._settings.normalization == "mean" else np.sum
-        golds, wrongs = [], []
-        for plan, values in zip(planned.plans, logprobs, strict=True):
-            for spans in plan.spans:
-                scores = {c: np.array([reduce(values[nodes]) for nodes in each]) for c, each in spans.items()}
-                golds.append([scores[with_][0] - scores[without][0] for with_, without in planned.pairs])
-                levels = {context: self._wrong_level(each[1:]) for context, each in scores.items()}
-                wrongs.append([levels[with_] - levels[without] for with_, without in planned.pairs])
-        return np.mean(golds, axis=0), np.mean(wrongs, axis=0)
-
-    def _wrong_level(self, scores: FloatArray) -> float:
-        if not len(scores):
-            return 0.0
-        return float(scores.mean() if self._settings.contrast == "mean" else scores.max())

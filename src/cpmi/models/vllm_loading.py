@@ -43,6 +43,12 @@ _CPU_BATCH_TOKENS = 1024
 
 _in_process: set[int] = set()  # the cores of engines that live in this process
 
+# Threads of an engine with processes of its own: they end soon after it, and one that the interpreter's own end stops
+# in the middle of something takes the whole process down (SIGABRT).
+_THREADS = ("MPClientEngineMonitor", "EngineCoreOutputQueueThread", "cpmi-vllm")
+_LEAVING = 10.0  # seconds
+_threads: dict[int, list[threading.Thread]] = {}  # by the engine's core
+
 
 def open_engine(source: str, settings: ModelSettings) -> Any:
     """The ``vllm.LLM`` of a model.
@@ -65,6 +71,7 @@ def open_engine(source: str, settings: ModelSettings) -> Any:
         check_options(settings.options, known, has_batch_tokens=bool(settings.batch_tokens))
         _check_device(settings.device, current_platform.device_type)
         options = engine_options(settings, current_platform.device_type)
+        before = set(threading.enumerate())
         failures = (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, MemoryError)
         try:
             llm = vllm.LLM(model=str(Path(source).expanduser()) if _is_folder(source) else source, **options)
@@ -73,7 +80,9 @@ def open_engine(source: str, settings: ModelSettings) -> Any:
     if _lives_here(llm.llm_engine.engine_core):
         _in_process.add(id(llm.llm_engine.engine_core))
     else:
-        _tell_of_death(llm.llm_engine.engine_core)
+        core = llm.llm_engine.engine_core
+        _tell_of_death(core)
+        _threads[id(core)] = [each for each in set(threading.enumerate()) - before if each.name in _THREADS]
     return llm
 
 
@@ -114,6 +123,8 @@ def close_engine(llm: Any) -> None:
         core.engine_core.model_executor.shutdown()
     else:
         core.shutdown()
+    for thread in _threads.pop(id(core), ()):
+        thread.join(_LEAVING)
     del core
     gc.unfreeze()  # vLLM freezes what is there when it has started, so that nothing of it would be collected
     gc.collect()
