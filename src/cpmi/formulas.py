@@ -27,7 +27,7 @@ def clearly_different(a: str, b: str) -> bool:
     first, second = _EQUATION.fullmatch(a), _EQUATION.fullmatch(b)
     if first and second and first[1] == second[1]:
         return _apart(first[2], second[2])
-    if _value(a) is not None and _value(b) is not None:
+    if value_of(a) is not None and value_of(b) is not None:
         return _apart(a, b)
     return _lists_differ(_SEPARATOR.split(a), _SEPARATOR.split(b))
 
@@ -37,7 +37,7 @@ def _lists_differ(a: list[str], b: list[str]) -> bool:
     if len(a) == 1 or a[1::2] != b[1::2]:
         return False
     pairs = [(x, y) for x, y in zip(a[::2], b[::2], strict=True) if x or y]
-    if any(x != y and (_value(x) is None or _value(y) is None) for x, y in pairs):
+    if any(x != y and (value_of(x) is None or value_of(y) is None) for x, y in pairs):
         return False
     if a[1][0] in "([" or a[1].startswith(r"\begin"):  # order counts
         return any(_apart(x, y) for x, y in pairs)
@@ -45,7 +45,7 @@ def _lists_differ(a: list[str], b: list[str]) -> bool:
 
 
 def _apart(a: str, b: str) -> bool:
-    x, y = _value(a), _value(b)
+    x, y = value_of(a), value_of(b)
     if x is None or y is None:
         return False
     return abs(x - y) > 1e-5 + 1e-4 * max(abs(x), abs(y))  # wide: Math-Verify takes 3.141593 for pi
@@ -56,7 +56,7 @@ def _letters(text: str) -> set[str]:
 
 
 @functools.lru_cache(maxsize=16384)
-def _value(text: str) -> complex | None:
+def value_of(text: str) -> complex | None:
     """The formula's value with a fixed number for each variable; None where it cannot be read."""
     tokens, end = [], 0
     while match := _TOKEN.match(text, end):

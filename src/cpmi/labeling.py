@@ -19,6 +19,7 @@ from cpmi.labelers.monte_carlo import MonteCarlo, MonteCarloSettings
 from cpmi.labelers.negatives import SiblingAnswers
 from cpmi.labelers.outcome import Outcome
 from cpmi.labelers.pav import PAV, PAVSettings
+from cpmi.labelers.posterior import FirstErrorPosterior, PosteriorSettings
 from cpmi.labelers.rollouts import GRADING_THREADS
 from cpmi.models import ModelSettings, open_model
 from cpmi.parts import Part
@@ -47,7 +48,15 @@ class PRMSettings:
     family: str | None = None
 
 
-MethodSettings = CPMISettings | MonteCarloSettings | PAVSettings | OutcomeSettings | LikelihoodSettings | PRMSettings
+MethodSettings = (
+    CPMISettings
+    | PosteriorSettings
+    | MonteCarloSettings
+    | PAVSettings
+    | OutcomeSettings
+    | LikelihoodSettings
+    | PRMSettings
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +215,9 @@ class _OnRay:
             labeled=self._labeled,
             failed=failed,
         )
-        uses_siblings = isinstance(job.settings, CPMISettings) and job.settings.negatives.uses("sibling")
+        uses_siblings = isinstance(job.settings, CPMISettings | PosteriorSettings) and job.settings.negatives.uses(
+            "sibling"
+        )
         siblings = scan.siblings if uses_siblings else SiblingAnswers()
         opener = functools.partial(_open_rewarder, job)
         run = RayRun(job.ray, self._plan, opener, siblings, computes=_computes(job))
@@ -338,6 +349,14 @@ def _cpmi(job: LabelJob, tools: _Tools) -> StepRewarder:
     return CPMI(tools.model(), job.settings, grader=tools.grader, siblings=tools.siblings, sampler=sampler)
 
 
+def _posterior(job: LabelJob, tools: _Tools) -> StepRewarder:
+    assert isinstance(job.settings, PosteriorSettings)  # noqa: S101
+    sampler = tools.model() if job.settings.negatives.uses("sampled") else None
+    return FirstErrorPosterior(
+        tools.model(), job.settings, grader=tools.grader, siblings=tools.siblings, sampler=sampler
+    )
+
+
 def _mc(job: LabelJob, tools: _Tools) -> StepRewarder:
     assert isinstance(job.settings, MonteCarloSettings)  # noqa: S101
     return MonteCarlo(tools.model(), job.settings, grader=tools.grader, store=tools.rollouts)
@@ -376,6 +395,7 @@ class _Method:
 
 METHODS: dict[str, _Method] = {
     "cpmi": _Method(CPMISettings, _cpmi),
+    "posterior": _Method(PosteriorSettings, _posterior),
     "mc": _Method(MonteCarloSettings, _mc, rolls_out=True),
     "pav": _Method(PAVSettings, _pav, rolls_out=True),
     "outcome": _Method(OutcomeSettings, _outcome),

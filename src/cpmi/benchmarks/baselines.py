@@ -82,7 +82,7 @@ def survival(cases: Sequence[Case], outcomes: FloatArray) -> list[FloatArray]:
     labels in ten folds by question, so that no case is judged by a model that has seen it.
     """
     linear: Any = require("sklearn.linear_model", "eval")
-    folds = np.array([_fold(case.trajectory.question) for case in cases])
+    folds = np.array([fold_of(case.trajectory.question) for case in cases])
     rows = [_features(len(case.trajectory.steps), value) for case, value in zip(cases, outcomes, strict=True)]
     curves: list[FloatArray] = [np.ones(len(each)) for each in rows]
     for fold in np.unique(folds):
@@ -97,7 +97,8 @@ def survival(cases: Sequence[Case], outcomes: FloatArray) -> list[FloatArray]:
     return curves
 
 
-def _fold(question: str) -> int:
+def fold_of(question: str) -> int:
+    """The fold of a question, so that no trajectory is judged by a model that has seen its question."""
     return int.from_bytes(hashlib.sha256(question.encode()).digest()[:4]) % FOLDS
 
 

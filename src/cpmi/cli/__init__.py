@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cpmi.cli import evaluate, label, loop, prepare, report, runs, score, serve, solve, targets, train, verify  # noqa: F401 - they add their verbs
+from cpmi.cli import evaluate, fit, label, loop, prepare, report, runs, score, serve, solve, targets, train, verify  # noqa: F401 - they add their verbs
 from cpmi.cli.app import app
 from cpmi.errors import CpmiError, InputError
 from cpmi.storage import store_errors

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cpmi.labeling import MethodSettings
 
 # The same names as in the modules that use them, which are not imported here: they load numpy.
-Method = Literal["cpmi", "mc", "pav", "outcome", "likelihood"]
+Method = Literal["cpmi", "posterior", "mc", "pav", "outcome", "likelihood"]
 Context = Literal["marginal", "cumulative", "leave-one-out"]
 Normalization = Literal["mean", "sum"]
 Span = Literal["target", "answer"]
@@ -30,12 +30,14 @@ Search = Literal["all", "binary"]
 
 _PANELS: dict[str, tuple[Method, ...]] = {
     "CPMI (--method cpmi)": ("cpmi",),
+    "Answers (--method cpmi, posterior)": ("cpmi", "posterior"),
+    "First-error posterior (--method posterior)": ("posterior",),
     "Log-probabilities (--method cpmi, likelihood)": ("cpmi", "likelihood"),
     "Rollouts (--method mc, pav)": ("mc", "pav"),
     "Monte Carlo (--method mc)": ("mc",),
     "Process advantage (--method pav)": ("pav",),
 }
-_CPMI, _LOGPROBS, _ROLLOUTS, _MC, _PAV = _PANELS
+_CPMI, _ANSWERS, _POSTERIOR, _LOGPROBS, _ROLLOUTS, _MC, _PAV = _PANELS
 
 
 def _option(panel: str, text: str, **more: Any) -> Any:
@@ -50,7 +52,8 @@ def label(
     method: Annotated[
         Method,
         typer.Option(
-            help="cpmi; mc: Monte Carlo; pav: process advantage; outcome, likelihood: baselines without rollouts."
+            help="cpmi; posterior: of the first error; mc: Monte Carlo; pav: process advantage; outcome, likelihood: "
+            "baselines without rollouts."
         ),
     ] = "cpmi",
     model: Annotated[
@@ -62,17 +65,25 @@ def label(
     ] = "smollm2",
     # cpmi
     context: Annotated[Context, _option(_CPMI, "What the step is shown with and without.")] = "marginal",
-    negatives: Annotated[int, _option(_CPMI, "M: wrong answers to contrast with.", min=0)] = 4,
+    negatives: Annotated[int, _option(_ANSWERS, "M: wrong answers to contrast with.", min=0)] = 4,
     negative_kinds: Annotated[
         str,
         _option(
-            _CPMI,
+            _ANSWERS,
             "Of own, sibling, choice, intermediate, rule, sampled: a,b takes both, in this order; a:3 at most 3 of a; "
             "a|b takes b only where a finds none.",
         ),
     ] = "own|choice|rule",
-    templates: Annotated[int | None, _option(_CPMI, "K: how many templates; default: all of the set.", min=1)] = None,
-    template_set: Annotated[str, _option(_CPMI, "instructions, cues, or a JSON file of your own.")] = "instructions",
+    templates: Annotated[
+        int | None, _option(_ANSWERS, "K: how many templates; default: all of the set.", min=1)
+    ] = None,
+    template_set: Annotated[
+        str | None,
+        _option(_ANSWERS, "instructions (default of cpmi), cues (of posterior), or a JSON file of your own."),
+    ] = None,
+    first_error_model: Annotated[
+        str, _option(_POSTERIOR, "What the evidence means: default (the package's), or a file that cpmi fit made.")
+    ] = "default",
     weight: Annotated[float, _option(_CPMI, "w: weight of the wrong answers.")] = 1.0,
     contrast: Annotated[Contrast, _option(_CPMI, "Against their mean, or the hardest of them.")] = "mean",
     normalization: Annotated[
@@ -139,10 +150,12 @@ def label(
 ) -> None:
     """Give every step of every trajectory a reward; run it again to go on where it stopped."""
     from cpmi.labelers.cpmi import CPMISettings
+    from cpmi.labelers.first_error import FirstErrorModel
     from cpmi.labelers.likelihood import LikelihoodSettings
     from cpmi.labelers.monte_carlo import MonteCarloSettings
     from cpmi.labelers.negatives import NegativeSettings
     from cpmi.labelers.pav import PAVSettings
+    from cpmi.labelers.posterior import PosteriorSettings
     from cpmi.labelers.rollouts import RolloutSettings
     from cpmi.labeling import LabelJob, OutcomeSettings
     from cpmi.models import ModelSettings
@@ -158,10 +171,17 @@ def label(
     def cpmi_settings() -> CPMISettings:
         return CPMISettings(
             context=context, normalization=normalization, span=span, contrast=contrast,
-            weight=weight, templates=load_templates(template_set, templates),
+            weight=weight, templates=load_templates(template_set or "instructions", templates),
             negatives=NegativeSettings.parse(negative_kinds, count=negatives, seed=seed),
             truncation=Truncation(truncate_top_k, truncate_top_p),
         )  # fmt: skip
+
+    def posterior_settings() -> PosteriorSettings:
+        return PosteriorSettings(
+            templates=load_templates(template_set or "cues", templates),
+            negatives=NegativeSettings.parse(negative_kinds, count=negatives, seed=seed),
+            model=FirstErrorModel.load(first_error_model),
+        )
 
     def mc_settings() -> MonteCarloSettings:
         return MonteCarloSettings(rolled, value or ("hard" if rollout_search == "binary" else "soft"), rollout_search)
@@ -171,6 +191,7 @@ def label(
 
     made_by: dict[Method, Callable[[], MethodSettings]] = {
         "cpmi": cpmi_settings,
+        "posterior": posterior_settings,
         "mc": mc_settings,
         "pav": pav_settings,
         "outcome": OutcomeSettings,
