@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from cpmi import ModelSettings, NegativeSettings, Trajectory, open_model, read_trajectories
 from cpmi.grader import Grader
@@ -69,13 +69,17 @@ def main() -> None:
             wrong = wrong_answers(trajectory, grader)
             answers = [(trajectory.gold_answer or "").strip(), *(negative.text for negative in wrong)]
             (scored,) = score_levels(model, [trajectory], [answers], arguments.contexts, templates, steps_too=True)
-            row = {"id": trajectory.id, "answers": answers, "kinds": ["gold", *(each.kind for each in wrong)]}
+            row: dict[str, Any] = {
+                "id": trajectory.id,
+                "answers": answers,
+                "kinds": ["gold", *(each.kind for each in wrong)],
+            }
             if scored.levels is None:
                 row["error"] = str(scored.error)
             else:
-                row["levels"] = scored.levels.to_json()  # type: ignore[assignment]
-            row["seconds"] = round(scored.cost.seconds, 3)  # type: ignore[assignment]
-            row["tokens"] = scored.cost.tokens_scored  # type: ignore[assignment]
+                row["levels"] = scored.levels.to_json()
+            row["seconds"] = round(scored.cost.seconds, 3)
+            row["tokens"] = scored.cost.tokens_scored
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(f"\r{number}/{len(todo)}, {time.monotonic() - began:.0f} s", end="", file=sys.stderr)

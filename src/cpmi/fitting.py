@@ -70,10 +70,18 @@ def fit_first_error(
         folds.append(fold_of(trajectory.question))
     fitted_to = ", ".join(run.name for run in runs)
     model = fit(judged, features, ridge=ridge, fitted_to=fitted_to)
-    rewards = cross_validated(judged, folds, features, ridge=ridge)
-    found = FirstErrors([JudgedTrajectory(own, each.labels) for own, each in zip(rewards, labels, strict=True)])
+    f1 = Estimate(None)  # with very few questions a fold may leave nothing to fit to
+    if all(_both_kinds(judged, folds, fold) for fold in set(folds)):
+        rewards = cross_validated(judged, folds, features, ridge=ridge)
+        found = FirstErrors([JudgedTrajectory(own, each.labels) for own, each in zip(rewards, labels, strict=True)])
+        f1 = estimate(found.at(0.5, resamples(len(judged)))[:, 2])
     model.save(output)
-    return FitReport(output, len(judged), estimate(found.at(0.5, resamples(len(judged)))[:, 2]), left_out)
+    return FitReport(output, len(judged), f1, left_out)
+
+
+def _both_kinds(judged: Sequence[JudgedEvidence], folds: Sequence[int], without: int) -> bool:
+    rest = {each.first_error is None for each, fold in zip(judged, folds, strict=True) if fold != without}
+    return rest == {True, False}
 
 
 def _records(runs: Sequence[Path], trajectories: Path | None) -> Iterator[tuple[StepRewards, Trajectory]]:

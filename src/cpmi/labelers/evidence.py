@@ -35,9 +35,9 @@ FEATURES = (
   ``_low``: where it is below 0.
 * ``level_before``, ``level``: the right answer over the wrong ones, before and after the step; ``drop``: below the
   highest level so far.
-* ``likelihood``: of the step's tokens, mean; ``_min``: the least likely token; ``_low``: the mean of three; ``ending``: the
-  mean of its last tokens, where results stand. ``length``, ``surprise``, ``unlikely``: logs of how many tokens there
-  are, of the sum of -log p, and of how many tokens are less likely than exp(-2).
+* ``likelihood``: of the step's tokens, mean; ``_min``: the least likely token; ``_low``: the mean of three;
+  ``ending``: the mean of its last tokens, where results stand. ``length``, ``surprise``, ``unlikely``: logs of how
+  many tokens there are, of the sum of -log p, and of how many tokens are less likely than exp(-2).
 * ``arithmetic_wrong``, ``arithmetic_right``: whether it holds an equation of numbers that is wrong, or right.
 * ``own_first``, ``own_before``: whether the solution's final answer stands here for the first time, or stood before.
 * ``last``, ``first``, ``position`` (share of the steps before), ``late``: where it stands.
