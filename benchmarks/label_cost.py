@@ -47,6 +47,7 @@ def runs(options: argparse.Namespace) -> list[Run]:
         Run("outcome", ("--method", "outcome", *every)),
         Run("cpmi-instructions", ("--method", "cpmi", *hf, *every)),
         Run("cpmi-cues", ("--method", "cpmi", *hf, "--template-set", "cues", *every)),
+        Run("posterior", ("--method", "posterior", *hf, *every)),
         Run("cpmi-sampled", ("--method", "cpmi", *hf, "--negative-kinds", "sampled", *every)),
         Run("mc", ("--method", "mc", *rolled)),
         Run("mc-hard", ("--method", "mc", "--value", "hard", *again)),
