@@ -154,7 +154,7 @@ def toy_jobs(folder: Path, names: Sequence[str]) -> Iterator[Job]:
     sampled = ("--method", "mc", "--rollouts", "4", "--max-tokens", "250")
     toy = ("--model", "toy:", "--batch-size", "2")
     if "cpmi" in names:
-        yield Job("cpmi", ("label", str(long), *toy), folder / "cpmi")
+        yield Job("cpmi", ("label", str(long), *toy, "--method", "cpmi"), folder / "cpmi")
     if "mc" in names:
         yield Job("mc", ("label", str(short), *toy, *sampled), folder / "mc")
 
@@ -176,7 +176,7 @@ def ray_job(folder: Path) -> Job:
     steps = tuple(f"step {k}: " + "1234567890 " * 40 for k in range(8))
     file = folder / "on-ray.jsonl"
     write_records(file, [_trajectory(i, steps) for i in range(100)])
-    arguments = ("--model", "toy:", "--batch-size", "2", "--ray", "local", "--ray-actors", "2")
+    arguments = ("--model", "toy:", "--method", "cpmi", "--batch-size", "2", "--ray", "local", "--ray-actors", "2")
     return Job(
         "ray",
         ("label", str(file), *arguments, "--ray-option", "num_cpus=0.5"),
@@ -195,7 +195,7 @@ def vllm_job(folder: Path, python: str, model: str) -> Job:
     file = folder / "vllm.jsonl"
     write_records(file, [_trajectory(i, steps) for i in range(16)])
     options = ("enforce_eager=true", "max_model_len=512", "kv_cache_memory_bytes=268435456")
-    arguments = ("--model", model, "--dtype", "float32", "--batch-size", "1")
+    arguments = ("--model", model, "--method", "cpmi", "--dtype", "float32", "--batch-size", "1")
     engine = [each for option in options for each in ("--engine-option", option)]
     return Job(
         "vllm",

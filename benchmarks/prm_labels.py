@@ -68,7 +68,7 @@ def table(options: argparse.Namespace) -> None:
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {"human": (None, "")} | {
-        name: (Path(run.partition(":")[0]), run.partition(":")[2] or "quantile-sigmoid")
+        name: (Path(run.partition(":")[0]), run.partition(":")[2] or "auto")
         for name, _, run in (given.partition("=") for given in options.labels)
     }
     rows = []

@@ -132,6 +132,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
             max_completion_length=arguments.max_tokens,
             temperature=1.0,
             beta=0.0,
+            scale_rewards=arguments.scale_rewards,
             logging_steps=1,
             save_strategy="no",
             report_to="none",
@@ -230,6 +231,13 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=40)
     parser.add_argument("--calculations", type=int, default=3, help="of a question")
     parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument(
+        "--scale-rewards",
+        choices=("group", "batch", "none"),
+        default="batch",
+        help="what rewards are divided by the spread of; group, TRL's default, blows up small step rewards where all "
+        "completions of a question are right, or all wrong",
+    )
     parser.add_argument("--test", type=int, default=100, help="questions to test on, before and after")
     parser.add_argument("--output", type=Path, default=Path("grpo.json"))
     parser.add_argument("--plot", type=Path, help="draw the curves of the files named, and train nothing")

@@ -1,4 +1,4 @@
-"""Put the tables of experiments/results into docs/results.md: between ``<!-- table NAME PREFIX -->`` and ``<!-- end -->``.
+"""Put the tables of experiments/results into docs/results.md, between ``<!-- table NAME PREFIX -->`` and an end mark.
 
     python experiments/render.py
 

@@ -29,7 +29,7 @@ LAYERS = [
     ["running", "rollout_file"],
     ["ray_runs"],
     ["benchmarks"],
-    ["labeling", "solve", "evaluate", "compare", "combine", "targets", "selection", "verify"],
+    ["labeling", "solve", "evaluate", "compare", "combine", "targets", "selection", "verify", "fitting"],
     ["training"],
     ["loop"],
     ["report", "serving"],

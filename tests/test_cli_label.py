@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cpmi import StepRewards, Trajectory, read_rewards, write_records
+from cpmi.display import _color, color_scale
 
 GOOD = [
     Trajectory("What is 2 + 3?", ("2 + 3 = 5", "The answer is 5."), "5", "5", (True, True), id="right"),
@@ -26,6 +27,7 @@ def cpmi(monkeypatch: pytest.MonkeyPatch, run_cpmi: Any, tmp_path: Path) -> Any:
 
 
 LABEL = ("label", "t.jsonl", "--model", "toy:", "--output", "run")
+CPMI = (*LABEL, "--method", "cpmi")
 
 
 def test_label_export_and_show(cpmi: Any) -> None:
@@ -72,6 +74,23 @@ def test_json_on_standard_output_is_json_and_nothing_else(cpmi: Any) -> None:
     assert shown["trajectory"]["id"] == shown["rewards"]["trajectory_id"] == "wrong"
 
 
+def test_the_posterior_is_the_default(cpmi: Any) -> None:
+    cpmi(*LABEL)
+    records = list(read_rewards("run"))
+    assert {record.source for record in records} == {"posterior"}
+    assert all(0 <= reward <= 1 for record in records for reward in record.rewards)
+    assert cpmi(*LABEL, "--method", "posterior")[1] == "0 labeled, 0 failed, 2 already there of 2 -> run\n"
+    code, _, err = cpmi(*CPMI)
+    assert (code, "method: 'posterior' there, 'cpmi' here" in err) == (2, True), err
+
+
+@pytest.mark.parametrize("rewards", [(0.9, 0.5, 0.1), (2.0, 0.0, -2.0)])
+def test_colors_go_by_the_middle_of_what_rewards_can_be(rewards: tuple[float, ...]) -> None:
+    scale = color_scale([StepRewards("a", rewards, "x")])
+    high, middle, low = (_color(reward, scale) for reward in rewards)
+    assert (high[:7], middle, low[-6:]) == ("rgb(40,", "", "60,60)")
+
+
 def test_settings_reach_the_labels(cpmi: Any) -> None:
     """Each option gives other rewards than the default; the same options give the same."""
     sums = ("60 + 61 = 121, and 121 - 1 = 120", "So 2 times 60 is 120.")
@@ -92,7 +111,9 @@ def test_settings_reach_the_labels(cpmi: Any) -> None:
         "span": ["--span", "answer"],
         "truncation": ["--truncate-top-k", "3"],
     }.items():
-        assert cpmi("label", "t.jsonl", "--model", "toy:", "--output", f"run-{name}", *options)[0] == 0
+        assert (
+            cpmi("label", "t.jsonl", "--model", "toy:", "--method", "cpmi", "--output", f"run-{name}", *options)[0] == 0
+        )
         seen[name] = tuple(r.rewards for r in read_rewards(f"run-{name}"))
     assert seen.pop("again") == seen["default"]
     assert len(set(seen.values())) == len(seen)
@@ -168,14 +189,14 @@ def test_bad_input_gets_one_clear_line(cpmi: Any, arguments: list[str], content:
 
 
 def test_another_run_s_folder_is_refused_and_left_alone(cpmi: Any) -> None:
-    cpmi(*LABEL)
+    cpmi(*CPMI)
     before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
-    code, _, err = cpmi(*LABEL, "--weight", "2", "--seed", "1")
+    code, _, err = cpmi(*CPMI, "--weight", "2", "--seed", "1")
     assert code == 2
     assert "settings.weight: 1.0 there, 2.0 here" in err
     assert "settings.negatives.seed: 0 there, 1 here" in err
     write_records(Path("t.jsonl"), GOOD[:1])
-    code, _, err = cpmi(*LABEL)
+    code, _, err = cpmi(*CPMI)
     assert code == 2
     assert "input.sha256" in err
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
@@ -262,12 +283,12 @@ def test_an_unfinished_run_is_shown_and_said_to_be_one(cpmi: Any) -> None:
     ],
 )
 def test_settings_that_make_no_sense_are_refused(cpmi: Any, options: list[str], message: str) -> None:
-    code, _, err = cpmi(*LABEL, *options)
+    code, _, err = cpmi(*CPMI, *options)
     assert (code, message in err, len(err.splitlines())) == (2, True, 1), err
 
 
 def test_no_contrast_asked_for_is_said_so(cpmi: Any) -> None:
-    assert cpmi(*LABEL, "--negatives", "0", "--negative-kinds", "")[0] == 0
+    assert cpmi(*CPMI, "--negatives", "0", "--negative-kinds", "")[0] == 0
     for record in read_rewards("run"):
         assert record.details["contrast"] == "none: no wrong answer was asked for"
         assert record.rewards == record.terms["gold"]

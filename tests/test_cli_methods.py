@@ -121,7 +121,7 @@ def test_trajectories_that_changed_under_a_run_get_a_warning(cpmi: Any) -> None:
 
 
 def test_unfinished_runs_are_named_where_they_are_combined_or_made_targets(cpmi: Any) -> None:
-    cpmi("label", "t.jsonl", "--model", "toy:", "--limit", "2", "--output", "cpmi")
+    cpmi("label", "t.jsonl", "--model", "toy:", "--method", "cpmi", "--limit", "2", "--output", "cpmi")
     cpmi("label", "t.jsonl", "--method", "outcome", "--output", "outcome")
     said = "cpmi: cpmi is not finished: 0 of 1 parts are complete\n"
     assert cpmi("combine", "cpmi", "outcome", "--weights", "1,1", "--output", "both.jsonl")[2] == said
@@ -144,7 +144,8 @@ def test_a_run_without_labels_to_share_the_time_over(cpmi: Any) -> None:
 
 BAD = {
     "an option of another method": (("--method", "cpmi", "--rollouts", "4"), "--rollouts is for --method mc or pav"),
-    "and the other way": (("--method", "mc", "--negatives", "4"), "--negatives is for --method cpmi, not for mc"),
+    "and the other way": (("--method", "mc", "--negatives", "4"), "--negatives is for --method posterior or cpmi, not"),
+    "of cpmi alone": (("--weight", "2"), "--weight is for --method cpmi, not for posterior"),
     "of pav alone": (("--method", "mc", "--alpha", "2"), "--alpha is for --method pav, not for mc"),
     "of mc alone": (("--method", "pav", "--value", "hard"), "--value is for --method mc, not for pav"),
     "no rollouts": (("--method", "mc", "--rollouts", "0"), "be greater than or equal to 1"),

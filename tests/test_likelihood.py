@@ -274,7 +274,10 @@ def test_from_the_command_line(cpmi: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--method", "likelihood", "--negatives", "2"), "--negatives is for --method cpmi, not for likelihood"),
+        (
+            ("--method", "likelihood", "--negatives", "2"),
+            "--negatives is for --method posterior or cpmi, not for likelihood",
+        ),
         (
             ("--method", "mc", "--normalization", "sum"),
             "--normalization is for --method cpmi or likelihood, not for mc",

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from cpmi import Trajectory, write_records
 from cpmi.errors import InputError
-from cpmi.prm.data import TargetRow, WeightSettings, check_targets, read_targets, split_by_question, step_weights
+from cpmi.prm.data import (
+    TargetRow,
+    WeightSettings,
+    check_targets,
+    read_targets,
+    share_that_holds,
+    split_by_question,
+    step_weights,
+)
 from cpmi.records import Column, write_rows
 from cpmi.targets import write_label_targets
 
@@ -461,3 +469,16 @@ def test_rewards_may_be_missing_but_not_too_few(tmp_path: Path) -> None:
         else:
             with pytest.raises(InputError, match=r"t.jsonl:1: \d rewards for 2 steps"):
                 read_targets(file)
+
+
+def test_of_two_questions_or_more_one_is_held_out() -> None:
+    """A small share of few questions may hold out none; then it is the first that any share would."""
+    rows = [TargetRow(str(i), f"Question {i}", ("Good.",), (0.5,), (None,), "test") for i in range(5)]
+    for seed in range(20):
+        share = share_that_holds(rows, 0.01, seed)
+        _, held = split_by_question(rows, share, seed)
+        assert len({row.question for row in held}) == 1
+        assert held[0] in split_by_question(rows, 0.9999, seed)[1]
+        assert share_that_holds(rows, 0.9, seed) == 0.9 or len(split_by_question(rows, 0.9, seed)[1]) == 0
+    assert share_that_holds(rows[:1], 0.01, 0) == 0.01
+    assert share_that_holds(rows, 0.0, 0) == 0.0

@@ -34,6 +34,8 @@ from cpmi.protocols import SamplingParams
 from cpmi.ray_runs import Plan, RayRun, RaySettings, Worker
 from cpmi.running import Progress
 from cpmi.runs import Shard
+from cpmi.storage import location
+from cpmi.verify import verify
 
 ray = pytest.importorskip("ray", reason="Ray is not installed here; run: make test-ray")
 
@@ -252,6 +254,26 @@ def test_rollouts_are_kept_as_they_are_finished_and_taken_up(cluster: Any, tmp_p
     assert content(run) == content(tmp_path / "plain")
 
 
+def test_input_and_output_may_lie_in_a_store(
+    cluster: Any, s3: str, tmp_path: Path, run_cpmi: Callable[..., tuple[int, str, str]]
+) -> None:
+    """The nodes were started without its keys: actors and read tasks get them."""
+    local = written(tmp_path / "t.jsonl", some(30))
+    label(LabelJob(local, tmp_path / "plain", TOY))
+    write_records(location(f"{s3}/t.jsonl"), some(30))
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    on_ray = ["--ray", cluster.address, "--ray-option", f"runtime_env={json.dumps({'env_vars': keys})}"]
+    asked = ["label", f"{s3}/t.jsonl", "--model", "toy:", "--batch-size", "2", "--output", f"{s3}/on-ray"]
+    status, said, _ = run_cpmi(*asked, *on_ray, "--limit", "7")
+    assert (status, said) == (0, f"7 labeled, 0 failed of 7 -> {s3}/on-ray\n")
+    status, said, _ = run_cpmi(*asked, *on_ray, "--ray-actors", "2")
+    assert (status, said) == (0, f"23 labeled, 0 failed, 7 already there of 30 -> {s3}/on-ray\n")
+    run = location(f"{s3}/on-ray")
+    assert content(run) == content(tmp_path / "plain")
+    found = verify(run)
+    assert (found.is_sound, found.rewarded, found.notes) == (True, 30, ())
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "cpmi", "label", *arguments]
 
@@ -324,6 +346,7 @@ class Shapes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        (folder / f"opened-{os.getpid()}").touch()
         try:
             (folder / "first").touch(exist_ok=False)
             self._number = 1
@@ -336,8 +359,16 @@ class Shapes:
     def rewards(self, trajectories: Sequence[Trajectory]) -> list[StepRewards]:
         if (self._folder / "die").exists():
             os.kill(os.getpid(), signal.SIGKILL)
+        deadline = time.monotonic() + 120
+        while (self._folder / "grow").exists() and len(opened_by(self._folder)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
         time.sleep(0.5)
-        return [StepRewards(t.id, (1.0,) * len(t.steps), self.name) for t in trajectories]
+        return [StepRewards(t.id, (1.0,) * len(t.steps), self.name, details={"pid": os.getpid()}) for t in trajectories]
+
+
+def opened_by(folder: Path) -> list[str]:
+    """The actors that have opened ``Shapes``, one process each."""
+    return sorted(path.name.removeprefix("opened-") for path in folder.glob("opened-*"))
 
 
 def open_shapes(folder: Path, store: RolloutStore, opened: ExitStack) -> Shapes:
@@ -345,17 +376,17 @@ def open_shapes(folder: Path, store: RolloutStore, opened: ExitStack) -> Shapes:
     return Shapes(folder)
 
 
-def run_shapes(cluster: Any, file: Path, folder: Path, actors: int) -> int:
+def run_shapes(cluster: Any, file: Path, folder: Path, least: int, most: int) -> list[StepRewards]:
     """Rewards from ``Shapes``; its code travels to the actors, who do not know this module."""
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     plan = Plan.of(file, 2, holds=lambda _: True, limit=None)
     try:
-        with RayRun(on(cluster, actors), plan, open_shapes, folder, computes=False) as run:
+        with RayRun(RaySettings(cluster.address, (least, most)), plan, open_shapes, folder, computes=False) as run:
             run.describe()
             run.begin()
-            return sum(map(len, run.batches()))
+            return [record for batch in run.batches() for record in batch]
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
@@ -364,14 +395,24 @@ def run_shapes(cluster: Any, file: Path, folder: Path, actors: int) -> int:
 def test_actors_that_open_different_engines_are_refused(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "differ").touch()
     with pytest.raises(CpmiError, match=r"has opened something else than the first one .*float16.*float32"):
-        run_shapes(cluster, written(tmp_path / "t.jsonl", some(40)), tmp_path, 2)
+        run_shapes(cluster, written(tmp_path / "t.jsonl", some(40)), tmp_path, 2, 2)
 
 
 @long
 def test_a_batch_that_kills_every_actor_is_given_up(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "die").touch()
     with pytest.raises(CpmiError, match="the batch that begins with the trajectory 't0' has ended 4 actors"):
-        run_shapes(cluster, written(tmp_path / "t.jsonl", some(2)), tmp_path, 1)
+        run_shapes(cluster, written(tmp_path / "t.jsonl", some(2)), tmp_path, 1, 1)
+
+
+@long
+def test_more_actors_come_while_batches_wait(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "grow").touch()  # the first actor holds its batches until there is another one
+    records = run_shapes(cluster, written(tmp_path / "t.jsonl", some(60)), tmp_path, 1, 3)
+    assert sorted(record.trajectory_id for record in records) == sorted(f"t{i}" for i in range(60))
+    by = {str(record.details["pid"]) for record in records}
+    assert 2 <= len(by) <= len(opened_by(tmp_path)) <= 3
+    assert by <= {*opened_by(tmp_path)}
 
 
 def test_an_input_that_is_not_there_or_not_the_same_is_one_line(tmp_path: Path) -> None:
@@ -408,6 +449,20 @@ def test_errors_of_a_worker_travel_as_rows(tmp_path: Path) -> None:
     passed = Worker.__call__(object.__new__(Worker), row)
     with pytest.raises(InputError, match="no such file on the node"):
         raise_row(passed["data"][0].as_py())
+
+
+def test_a_store_that_a_node_cannot_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cpmi.ray_runs.rows import raise_row, read_slice
+
+    (piece,) = Plan.of(written(tmp_path / "t.jsonl", some(2)), 2, holds=lambda _: True, limit=None).pieces
+    monkeypatch.setattr(Path, "exists", functools.partial(_refused, 403))
+    (row,) = read_slice(piece)
+    with pytest.raises(CpmiError, match=r"t\.jsonl: the node .* cannot read this \(.*403"):
+        raise_row(row["data"][0].as_py())
+
+
+def _refused(status: int, *_: object) -> bool:
+    raise PermissionError(status, "Forbidden")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""verl's calls, on tensors of the shapes that verl 0.9.1 hands over; verl itself is not installed."""
+"""verl's calls, on tensors of the shapes that verl 0.9.1 hands over; ``test_rl_verl_real.py`` asks verl itself."""
 
 from __future__ import annotations
 

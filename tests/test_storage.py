@@ -187,30 +187,6 @@ def test_broken_lines_in_a_store_are_set_aside_and_nothing_else_is_lost(caplog: 
 # --- whole runs on S3 -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A bucket on a server of our own."""
-    pytest.importorskip("s3fs", reason="needs s3fs (pip install 'cpmi[remote]')")
-    server = pytest.importorskip("moto.server", reason="needs moto's server")
-    import boto3
-
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    running.start()
-    host, port = running.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket"
-    running.stop()
-
-
 def cpmi(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "cpmi", *arguments], capture_output=True, text=True, check=False)
 

@@ -16,7 +16,7 @@ from cpmi import StepRewards, Trajectory, write_records
 from cpmi.cli import main
 from cpmi.cli.targets import Normalizer
 from cpmi.errors import InputError
-from cpmi.normalizers import EPS, NORMALIZERS, FittedMap, Outliers, Sample, TargetSettings, fit
+from cpmi.normalizers import AUTO, EPS, NORMALIZERS, FittedMap, Outliers, Sample, TargetSettings, fit
 from cpmi.protocols import FloatArray
 from cpmi.targets import maps_path, read_maps, write_targets
 
@@ -39,7 +39,7 @@ def sigmoid(z: float) -> float:
 
 
 def test_the_command_line_knows_every_normalizer() -> None:
-    assert set(get_args(Normalizer)) == set(NORMALIZERS)
+    assert set(get_args(Normalizer)) == {AUTO, *NORMALIZERS}
 
 
 # --- each by hand ---------------------------------------------------------------------------------------------------
@@ -220,6 +220,29 @@ def test_runs_of_several_methods_have_maps_of_their_own(cpmi: Any) -> None:
     by_source = {(row["source"], row["id"]): row["targets"] for row in rows("targets.jsonl")}
     assert by_source["cpmi", "one"] == by_source["mc", "one"] == [0.5, 0.0]
     assert set(read_maps(Path("targets.maps.json"))) == {"cpmi", "mc"}
+
+
+def test_each_source_gets_what_suits_it_unless_it_is_named(cpmi: Any) -> None:
+    """Probabilities stay as they are; the map names what it is, not that it was found automatically."""
+    write_records(
+        Path("p.jsonl"), [StepRewards("one", (0.75, 0.25), "posterior"), StepRewards("two", (0.5,), "posterior")]
+    )
+    code, out, _ = cpmi("r.jsonl", "p.jsonl", "--output", "targets.jsonl")
+    assert code == 0
+    assert out.splitlines()[1:] == [
+        "  cpmi: quantile-sigmoid, fitted to 3 rewards -> targets.maps.json",
+        "  posterior: identity, fitted to 3 rewards -> targets.maps.json",
+    ]
+    maps = read_maps(Path("targets.maps.json"))
+    assert {source: each.normalizer for source, each in maps.items()} == {
+        "cpmi": "quantile-sigmoid",
+        "posterior": "identity",
+    }
+    assert [row["targets"] for row in rows("targets.jsonl") if row["source"] == "posterior"] == [[0.75, 0.25], [0.5]]
+    cpmi("r.jsonl", "--normalizer", "quantile-sigmoid", "--output", "named.jsonl")
+    assert read_maps(Path("named.maps.json"))["cpmi"] == maps["cpmi"]
+    cpmi("p.jsonl", "--normalizer", "quantile-sigmoid", "--output", "other.jsonl")
+    assert read_maps(Path("other.maps.json"))["posterior"].normalizer == "quantile-sigmoid"
 
 
 def test_a_fitted_map_is_applied_to_other_rewards(cpmi: Any) -> None:

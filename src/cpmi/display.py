@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cpmi.records import StepRewards, Trajectory
 
@@ -144,11 +144,19 @@ def _duration(seconds: float) -> str:
 # --- trajectories ---------------------------------------------------------------------------------------------------
 
 
-def show_trajectories(pairs: Iterable[tuple[Trajectory, StepRewards]], scale: float, console: Console) -> None:
+class ColorScale(NamedTuple):
+    """Which reward gets no color (as in the report: 0.5 for rewards in [0, 1], else 0), and how far from it the full
+    one begins."""
+
+    center: float
+    size: float
+
+
+def show_trajectories(pairs: Iterable[tuple[Trajectory, StepRewards]], scale: ColorScale, console: Console) -> None:
     """Print each trajectory: its steps from red (the lowest rewards) over plain to green, human labels beside them.
 
     Args:
-        scale: the size of a reward that gets the full color; see ``color_scale``.
+        scale: see ``color_scale``.
     """
     from rich.padding import Padding
 
@@ -162,10 +170,12 @@ def show_trajectories(pairs: Iterable[tuple[Trajectory, StepRewards]], scale: fl
         console.print()
 
 
-def color_scale(records: Iterable[StepRewards]) -> float:
-    """The size that nine in ten rewards stay under, so that one outlier does not bleach the rest."""
-    sizes = sorted(abs(reward) for record in records for reward in record.rewards)
-    return sizes[int(0.9 * (len(sizes) - 1))] if sizes else 1.0
+def color_scale(records: Iterable[StepRewards]) -> ColorScale:
+    """Nine in ten rewards are no farther from the center than its size: one outlier does not bleach the rest."""
+    rewards = [reward for record in records for reward in record.rewards]
+    center = 0.5 if rewards and min(rewards) >= 0 and max(rewards) <= 1 else 0.0
+    sizes = sorted(abs(reward - center) for reward in rewards)
+    return ColorScale(center, sizes[int(0.9 * (len(sizes) - 1))] if sizes else 1.0)
 
 
 def _text(text: str, style: str = "") -> Text:
@@ -186,7 +196,7 @@ def _answers(trajectory: Trajectory, record: StepRewards) -> Text:
     return line
 
 
-def _steps(trajectory: Trajectory, record: StepRewards, scale: float) -> Table:
+def _steps(trajectory: Trajectory, record: StepRewards, scale: ColorScale) -> Table:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 1))
@@ -202,11 +212,11 @@ def _steps(trajectory: Trajectory, record: StepRewards, scale: float) -> Table:
     return table
 
 
-def _color(reward: float | None, scale: float) -> str:
-    """From red over the terminal's own color to green; a small reward keeps the terminal's color."""
-    if reward is None or scale <= 0:
+def _color(reward: float | None, scale: ColorScale) -> str:
+    """From red over the terminal's own color to green; a reward near the center keeps the terminal's color."""
+    if reward is None or scale.size <= 0:
         return ""
-    strength = max(-1.0, min(1.0, reward / scale))
+    strength = max(-1.0, min(1.0, (reward - scale.center) / scale.size))
     if abs(strength) < 0.1:
         return ""
     shade = round(90 + 130 * abs(strength))

@@ -19,6 +19,7 @@ from cpmi.records import (
     write_rows,
 )
 from cpmi.runs import RunDirectory
+from cpmi.storage import is_file, noted
 
 logger = logging.getLogger("cpmi")
 
@@ -68,7 +69,7 @@ def refuse_overwriting(output: Path, runs: Sequence[Path], *files: Path | None) 
     place = output.resolve()
     folders = [run.resolve() for run in runs if run.is_dir()]
     read = [path.resolve() for path in (*runs, *files) if path is not None]
-    read += [Path(str(labeled_input(folder).get("path", ""))) for folder in folders]
+    read += [noted(labeled_input(folder).get("path", "")) for folder in folders]
     if place in read or place.parent in folders:
         raise InputError(f"{output} is one of the files that would be read; choose another --output")
 
@@ -77,13 +78,6 @@ def labeled_input(run: Path) -> dict[str, Any]:
     """What the manifest of a run directory says of its input: ``path``, ``sha256``; empty where it says nothing."""
     said = RunDirectory.open(run).manifest.get("input")
     return said if isinstance(said, dict) else {}
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long, or a folder that cannot be looked into
-        return False
 
 
 def labeled_trajectories(run: Path, path: Path | None = None) -> dict[str, Trajectory]:
@@ -97,8 +91,8 @@ def labeled_trajectories(run: Path, path: Path | None = None) -> dict[str, Traje
     if path is None:
         if not run.is_dir():
             raise InputError(f"{run} is a file, so its trajectories must be named: --trajectories FILE")
-        path = Path(str(labeled_input(run).get("path", "")))
-        if not _is_file(path):
+        path = noted(labeled_input(run).get("path", ""))
+        if not is_file(path):
             raise InputError(f"{run}: its trajectories are no longer at {path}; name them with --trajectories FILE")
         _warn_of_change(run, path)
     return {trajectory.id: trajectory for trajectory in read_trajectories(path)}

@@ -78,7 +78,7 @@ class LabelJob:
     trajectories: Path
     output: Path
     model: ModelSettings | None = None
-    settings: MethodSettings = field(default_factory=CPMISettings)
+    settings: MethodSettings = field(default_factory=PosteriorSettings)
     prover: ModelSettings | None = None
     rollouts_from: Path | None = None
     shard: Shard = Shard()
@@ -101,7 +101,7 @@ class LabelJob:
         """The batch size where none is asked for.
 
         An engine that batches continuously runs dry at the end of each batch; rollouts are kept as they come, so that a
-        large one risks nothing. Of CPMI a kill would lose the whole batch.
+        large one risks nothing. Of a posterior, or of CPMI, a kill would lose the whole batch.
         """
         if self.batch_size is not None:
             return self.batch_size
@@ -394,8 +394,8 @@ class _Method:
 
 
 METHODS: dict[str, _Method] = {
-    "cpmi": _Method(CPMISettings, _cpmi),
     "posterior": _Method(PosteriorSettings, _posterior),
+    "cpmi": _Method(CPMISettings, _cpmi),
     "mc": _Method(MonteCarloSettings, _mc, rolls_out=True),
     "pav": _Method(PAVSettings, _pav, rolls_out=True),
     "outcome": _Method(OutcomeSettings, _outcome),

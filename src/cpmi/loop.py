@@ -1,7 +1,7 @@
 """``cpmi loop`` as a function: a reward model that is trained while the policy goes on solving new questions.
 
 In each round the policy solves questions it has not met, the reward models of the round before choose the solutions
-they are least sure of, CPMI labels these alone, and new reward models are trained on all labels so far. A round is made
+they are least sure of, these alone are labeled, and new reward models are trained on all labels so far. A round is made
 of the jobs that ``cpmi solve``, ``score``, ``label``, ``targets`` and ``train`` do, each of which can go on where it
 stopped; so can the loop.
 
@@ -27,6 +27,7 @@ import numpy as np
 from cpmi.aggregation import Aggregation, aggregate
 from cpmi.errors import CpmiError, InputError
 from cpmi.labelers.cpmi import CPMISettings
+from cpmi.labelers.posterior import PosteriorSettings
 from cpmi.labeling import LabelJob, OutcomeSettings, PRMSettings, label
 from cpmi.metrics import roc_auc
 from cpmi.models import ModelSettings
@@ -51,10 +52,10 @@ class LoopSettings:
 
     Attributes:
         policy: what solves the questions.
-        labeler: what CPMI asks for log-probabilities.
+        labeler: what the labels ask for log-probabilities.
         train: of each reward model; ``train.seed`` is that of the first head.
         sampling: of solutions.
-        label: of CPMI.
+        label: the method, and its settings.
         targets: of the map from rewards to targets, fitted anew on all labels of each round.
         questions: of a round.
         held_out: questions that are never trained on, to tell how good a reward model is.
@@ -74,7 +75,7 @@ class LoopSettings:
     labeler: ModelSettings
     train: TrainSettings
     sampling: SampleSettings = field(default_factory=SampleSettings)
-    label: CPMISettings = field(default_factory=CPMISettings)
+    label: PosteriorSettings | CPMISettings = field(default_factory=PosteriorSettings)
     targets: TargetSettings = field(default_factory=TargetSettings)
     questions: int = 100
     held_out: int = 50
@@ -101,7 +102,7 @@ class RoundResult:
     Attributes:
         candidates: solutions of this round with steps.
         chosen: of these, how many were to be labeled.
-        labeled: how many of them CPMI could label.
+        labeled: how many of them could be labeled.
         targets: trajectories that were trained on, of all rounds so far.
         unsure: (all, chosen) mean uncertainty of the solutions in bits, before this round's training; None in round 1.
         auc: of the mean of the heads on what is held out; None where only right or only wrong is there.
@@ -191,7 +192,7 @@ class _Questions:
     ) -> _Questions:
         questions = list(read_questions(file, task, split=split))
         if without := next((each for each in questions if not each.gold_answer), None):
-            raise InputError(f"{file}: question {without.id!r} has no gold answer, without which CPMI labels nothing")
+            raise InputError(f"{file}: question {without.id!r} has no gold answer, without which nothing is labeled")
         digest = hashlib.sha256(repr([(each.id, each.question, each.gold_answer) for each in questions]).encode())
         ordered = sorted(questions, key=lambda each: _hash(settings.seed, each.id))
         aside = settings.held_out if needs_held_out else 0

@@ -19,6 +19,8 @@ Squash = Literal["none", "sigmoid", "tanh", "table", "step"]
 _QUANTILES = 1001  # of a table
 _TAIL = 0.01  # of the rewards that the quantile sigmoid sends below EPS, and above 1 - EPS
 EPS = 0.01
+AUTO = "auto"  # the normalizer that suits the source, see ``normalizer_for``
+_PROBABILITIES = ("posterior",)  # sources whose rewards are probabilities already
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class TargetSettings:
     """How rewards become targets.
 
     Attributes:
-        normalizer: one of ``NORMALIZERS``.
+        normalizer: one of ``NORMALIZERS``; or ``auto``: for each source what ``normalizer_for`` says.
         temperature: divides a standardized reward before it is squashed.
         at: the line of ``threshold``: targets are 1 above it.
 
@@ -135,14 +137,14 @@ class TargetSettings:
         InputError: an unknown normalizer, a temperature that is not above 0.
     """
 
-    normalizer: str = "quantile-sigmoid"
+    normalizer: str = AUTO
     temperature: float = 1.0
     at: float = 0.0
     outliers: Outliers = Outliers()
 
     def __post_init__(self) -> None:
-        if self.normalizer not in NORMALIZERS:
-            raise unknown_name("normalizer", self.normalizer, NORMALIZERS)
+        if self.normalizer not in (AUTO, *NORMALIZERS):
+            raise unknown_name("normalizer", self.normalizer, (AUTO, *NORMALIZERS))
         if not np.isfinite(self.at):
             raise InputError(f"the line of the threshold must be a finite number, not {self.at}")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
@@ -272,8 +274,16 @@ NORMALIZERS: dict[str, Callable[[Sample, TargetSettings], Shape]] = {
 _NEEDS_NO_SPREAD = ("threshold", "identity")
 
 
+def normalizer_for(source: str, asked: str = AUTO) -> str:
+    """The name in ``NORMALIZERS`` that is meant for the rewards of a source; ``auto``: as they are, if these are
+    probabilities already, else ``quantile-sigmoid``."""
+    if asked != AUTO:
+        return asked
+    return "identity" if source in _PROBABILITIES else "quantile-sigmoid"
+
+
 def fit(sample: Sample, settings: TargetSettings) -> FittedMap:
-    """Fit a map to the rewards of one source; outliers are clipped, or left out, before.
+    """Fit a map to the rewards of one source; outliers are clipped, or left out, before. It names what ``auto`` became.
 
     Raises:
         InputError: rewards that are all the same, or labels that are missing.
@@ -288,11 +298,12 @@ def fit(sample: Sample, settings: TargetSettings) -> FittedMap:
         _clipped(sample.labeled[judged], low, high),
         sample.labels[judged],
     )
-    if settings.normalizer not in _NEEDS_NO_SPREAD and (not len(kept.rewards) or np.ptp(kept.rewards) == 0):
+    normalizer = normalizer_for(sample.source, settings.normalizer)
+    if normalizer not in _NEEDS_NO_SPREAD and (not len(kept.rewards) or np.ptp(kept.rewards) == 0):
         what = f"are {kept.rewards[0]:g}" if len(kept.rewards) else "are outliers"
         raise InputError(f"{sample.source}: all its rewards {what}; there is nothing to learn from them")
-    shape = NORMALIZERS[settings.normalizer](kept, settings)
-    return FittedMap(settings.normalizer, sample.source, len(kept.rewards), low=low, high=high, drop=drop, **shape)
+    shape = NORMALIZERS[normalizer](kept, settings)
+    return FittedMap(normalizer, sample.source, len(kept.rewards), low=low, high=high, drop=drop, **shape)
 
 
 def _inside(rewards: FloatArray, low: float | None, high: float | None) -> BoolArray:

@@ -21,7 +21,7 @@ from cpmi.records import Trajectory, read_trajectories, rewards_by_id
 from cpmi.results import EvalResult
 
 TAG = "tag:"
-_KNOWING = {"cpmi", "mc", "pav", "outcome"}  # methods that are told the right answer
+_KNOWING = {"posterior", "cpmi", "mc", "pav", "outcome"}  # methods that are told the right answer
 
 
 def evaluate_best_of_n(

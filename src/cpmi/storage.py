@@ -58,6 +58,22 @@ def is_remote(path: object) -> bool:
     return upath is not None and isinstance(path, upath.UPath) and not isinstance(path, os.PathLike)
 
 
+def noted(text: object) -> Path:
+    """A place that a manifest names; it may be in a store that cannot be reached from here."""
+    try:
+        return location(str(text))
+    except InputError:
+        return Path(str(text))
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there and can be reached."""
+    try:
+        return path.is_file()
+    except store_errors():  # also a name that is too long, or a folder that cannot be looked into
+        return False
+
+
 def store_errors() -> tuple[type[Exception], ...]:
     """What stores raise, of the packages that are loaded: no file, no credentials, no answer..."""
     names = {"botocore.exceptions": ("BotoCoreError", "ClientError"), "aiohttp": ("ClientError",)}

@@ -18,7 +18,7 @@ from cpmi.records import StepRewards, Trajectory, from_json, parse_line, read_tr
 from cpmi.rollout_file import rollout_lines
 from cpmi.runs import RunDirectory, Shard
 from cpmi.solutions import QUESTION_ID, attempt_from_json, run_folder
-from cpmi.storage import grown, is_remote, location
+from cpmi.storage import grown, is_file, is_remote, location, noted
 
 _KEPT = 20  # problems that are told in full; the others are counted
 _NAMED = 5  # of the ids that are missing
@@ -165,8 +165,8 @@ def _steps_by_id(found: _Findings, run: RunDirectory, path: Path | None) -> dict
     known = known if isinstance(known, dict) else {}
     total = known.get("trajectories")
     found.total = total if isinstance(total, int) else None
-    path = Path(str(known.get("path", ""))) if path is None else path
-    if not path.is_file():
+    path = noted(known.get("path", "")) if path is None else location(path)
+    if not is_file(path):
         found.notes.append(f"the trajectories are no longer at {path}; name them with --trajectories to check more")
         return None
     with path.open("rb") as file:

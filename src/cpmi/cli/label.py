@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cpmi.labeling import MethodSettings
 
 # The same names as in the modules that use them, which are not imported here: they load numpy.
-Method = Literal["cpmi", "posterior", "mc", "pav", "outcome", "likelihood"]
+Method = Literal["posterior", "cpmi", "mc", "pav", "outcome", "likelihood"]
 Context = Literal["marginal", "cumulative", "leave-one-out"]
 Normalization = Literal["mean", "sum"]
 Span = Literal["target", "answer"]
@@ -29,15 +29,15 @@ Value = Literal["soft", "hard"]
 Search = Literal["all", "binary"]
 
 _PANELS: dict[str, tuple[Method, ...]] = {
-    "CPMI (--method cpmi)": ("cpmi",),
-    "Answers (--method cpmi, posterior)": ("cpmi", "posterior"),
     "First-error posterior (--method posterior)": ("posterior",),
+    "Answers (--method posterior, cpmi)": ("posterior", "cpmi"),
+    "CPMI (--method cpmi)": ("cpmi",),
     "Log-probabilities (--method cpmi, likelihood)": ("cpmi", "likelihood"),
     "Rollouts (--method mc, pav)": ("mc", "pav"),
     "Monte Carlo (--method mc)": ("mc",),
     "Process advantage (--method pav)": ("pav",),
 }
-_CPMI, _ANSWERS, _POSTERIOR, _LOGPROBS, _ROLLOUTS, _MC, _PAV = _PANELS
+_POSTERIOR, _ANSWERS, _CPMI, _LOGPROBS, _ROLLOUTS, _MC, _PAV = _PANELS
 
 
 def _option(panel: str, text: str, **more: Any) -> Any:
@@ -52,10 +52,10 @@ def label(
     method: Annotated[
         Method,
         typer.Option(
-            help="cpmi; posterior: of the first error; mc: Monte Carlo; pav: process advantage; outcome, likelihood: "
-            "baselines without rollouts."
+            help="posterior: of the first error; cpmi: the paper's; mc: Monte Carlo; pav: process advantage; outcome, "
+            "likelihood: baselines without rollouts."
         ),
-    ] = "cpmi",
+    ] = "posterior",
     model: Annotated[
         str,
         typer.Option(
@@ -63,8 +63,11 @@ def label(
             "toy:. The labeling model, or the policy."
         ),
     ] = "smollm2",
-    # cpmi
-    context: Annotated[Context, _option(_CPMI, "What the step is shown with and without.")] = "marginal",
+    # posterior
+    first_error_model: Annotated[
+        str, _option(_POSTERIOR, "What the evidence means: default (the package's), or a file that cpmi fit made.")
+    ] = "default",
+    # posterior and cpmi
     negatives: Annotated[int, _option(_ANSWERS, "M: wrong answers to contrast with.", min=0)] = 4,
     negative_kinds: Annotated[
         str,
@@ -79,11 +82,10 @@ def label(
     ] = None,
     template_set: Annotated[
         str | None,
-        _option(_ANSWERS, "instructions (default of cpmi), cues (of posterior), or a JSON file of your own."),
+        _option(_ANSWERS, "cues (default of posterior), instructions (of cpmi), or a JSON file of your own."),
     ] = None,
-    first_error_model: Annotated[
-        str, _option(_POSTERIOR, "What the evidence means: default (the package's), or a file that cpmi fit made.")
-    ] = "default",
+    # cpmi
+    context: Annotated[Context, _option(_CPMI, "What the step is shown with and without.")] = "marginal",
     weight: Annotated[float, _option(_CPMI, "w: weight of the wrong answers.")] = 1.0,
     contrast: Annotated[Contrast, _option(_CPMI, "Against their mean, or the hardest of them.")] = "mean",
     normalization: Annotated[
@@ -168,6 +170,13 @@ def label(
     rolled = RolloutSettings(rollouts, rollout_prompt, sampling, seed)
     best_of = _best_of(prover)
 
+    def posterior_settings() -> PosteriorSettings:
+        return PosteriorSettings(
+            templates=load_templates(template_set or "cues", templates),
+            negatives=NegativeSettings.parse(negative_kinds, count=negatives, seed=seed),
+            model=FirstErrorModel.load(first_error_model),
+        )
+
     def cpmi_settings() -> CPMISettings:
         return CPMISettings(
             context=context, normalization=normalization, span=span, contrast=contrast,
@@ -176,13 +185,6 @@ def label(
             truncation=Truncation(truncate_top_k, truncate_top_p),
         )  # fmt: skip
 
-    def posterior_settings() -> PosteriorSettings:
-        return PosteriorSettings(
-            templates=load_templates(template_set or "cues", templates),
-            negatives=NegativeSettings.parse(negative_kinds, count=negatives, seed=seed),
-            model=FirstErrorModel.load(first_error_model),
-        )
-
     def mc_settings() -> MonteCarloSettings:
         return MonteCarloSettings(rolled, value or ("hard" if rollout_search == "binary" else "soft"), rollout_search)
 
@@ -190,8 +192,8 @@ def label(
         return PAVSettings(rolled, alpha, best_of, RolloutSettings(prover_rollouts, rollout_prompt, sampling, seed))
 
     made_by: dict[Method, Callable[[], MethodSettings]] = {
-        "cpmi": cpmi_settings,
         "posterior": posterior_settings,
+        "cpmi": cpmi_settings,
         "mc": mc_settings,
         "pav": pav_settings,
         "outcome": OutcomeSettings,

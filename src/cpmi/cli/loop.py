@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,8 @@ from cpmi.cli.running import stoppable
 
 if TYPE_CHECKING:
     from cpmi.loop import LoopReport, RoundResult
+
+LabelMethod = Literal["posterior", "cpmi"]
 
 _POLICY, _LABELS, _PRM = "Solutions", "Labels", "Reward models"
 
@@ -50,8 +52,11 @@ def loop(
     ] = None,
     labeler: Annotated[
         str | None,
-        _option(_LABELS, "What CPMI asks for log-probabilities; default: the policy (of vllm:PATH: hf:PATH)."),
+        _option(_LABELS, "What is asked for log-probabilities; default: the policy (of vllm:PATH: hf:PATH)."),
     ] = None,
+    label_method: Annotated[
+        LabelMethod, _option(_LABELS, "posterior: of the first error; cpmi: each step by itself.")
+    ] = "posterior",
     template_set: Annotated[str, _option(_LABELS, "instructions, cues, or a JSON file of your own.")] = "cues",
     select: Annotated[
         float, _option(_LABELS, "Share of the solutions that is labeled: those the heads are least sure of.")
@@ -67,6 +72,7 @@ def loop(
     from cpmi.display import progress_display
     from cpmi.errors import require
     from cpmi.labelers.cpmi import CPMISettings
+    from cpmi.labelers.posterior import PosteriorSettings
     from cpmi.loop import LoopSettings
     from cpmi.loop import loop as run
     from cpmi.models import ModelSettings
@@ -77,12 +83,13 @@ def loop(
     require("torch", "train")
     from cpmi.prm.settings import TrainSettings
 
+    method = CPMISettings if label_method == "cpmi" else PosteriorSettings
     settings = LoopSettings(
         policy=ModelSettings(policy, dtype, device, options=engine_options(engine_option)),
         labeler=ModelSettings(labeler or _scored_by(policy), dtype, device),
         train=TrainSettings(ModelSettings(base_model, dtype, device), epochs=epochs, seed=seed),
         sampling=SampleSettings(n, sampling=SamplingParams(max_tokens=max_tokens, temperature=temperature), seed=seed),
-        label=CPMISettings(templates=load_templates(template_set)),
+        label=method(templates=load_templates(template_set)),
         questions=round_questions,
         held_out=held_out,
         select=select,

@@ -12,7 +12,7 @@ from cpmi.errors import InputError
 
 # The same names as in cpmi.normalizers, which is not imported here: it loads numpy.
 Normalizer = Literal[
-    "quantile-sigmoid", "zscore-sigmoid", "mad-sigmoid", "mad-tanh", "rank", "standardize", "threshold",
+    "auto", "quantile-sigmoid", "zscore-sigmoid", "mad-sigmoid", "mad-tanh", "rank", "standardize", "threshold",
     "isotonic", "platt", "identity",
 ]  # fmt: skip
 
@@ -22,7 +22,12 @@ def targets(
     ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or files of step rewards.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .jsonl, .jsonl.gz or .parquet.")],
-    normalizer: Annotated[Normalizer, typer.Option(help="How rewards become targets.")] = "quantile-sigmoid",
+    normalizer: Annotated[
+        Normalizer,
+        typer.Option(
+            help="How rewards become targets; auto: identity for posterior (probabilities), else quantile-sigmoid."
+        ),
+    ] = "auto",
     temperature: Annotated[float, typer.Option(help="Divides a standardized reward before it is squashed.")] = 1.0,
     at: Annotated[float, typer.Option(help="Of threshold: targets are 1 above it.")] = 0.0,
     outliers: Annotated[

@@ -136,6 +136,12 @@ def split_by_question(rows: Sequence[TargetRow], share: float, seed: int) -> tup
     return kept, held
 
 
+def share_that_holds(rows: Sequence[TargetRow], share: float, seed: int) -> float:
+    """The share, or as much more as holds at least one question out of two or more; 0 stays 0."""
+    places = sorted({_place(row.question, seed) for row in rows})
+    return max(share, math.nextafter(places[0], 1)) if share and len(places) > 1 else share
+
+
 def _place(question: str, seed: int) -> float:
     """A number in [0, 1) that a question has for good."""
     key = f"{seed} {' '.join(question.lower().split())}"

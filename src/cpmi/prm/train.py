@@ -27,7 +27,7 @@ from cpmi.models.memory import is_out_of_memory
 from cpmi.models.tokenizing import SegmentTokenizer
 from cpmi.prm.arguments import training_arguments
 from cpmi.prm.checkpoint import Card, load_base, old_names_of_peft, save_checkpoint
-from cpmi.prm.data import TargetRow, check_targets, split_by_question, step_weights
+from cpmi.prm.data import TargetRow, check_targets, share_that_holds, split_by_question, step_weights
 from cpmi.prm.encode import Encoded, JoinedEncoder
 from cpmi.prm.features import FeatureCache
 from cpmi.prm.network import Scaled, StepScorer, decoder_of
@@ -210,7 +210,8 @@ class _Training:
         Raises:
             InputError: too few questions for both sides.
         """
-        kept, held = split_by_question(rows, self.settings.held_out, self.settings.seed)
+        share = share_that_holds(rows, self.settings.held_out, self.settings.seed)
+        kept, held = split_by_question(rows, share, self.settings.seed)
         if not kept or (self.settings.held_out and not held):
             side = "to hold out" if kept else "to train on"
             raise InputError(f"too few questions: none is left {side}; choose another --held-out (0: none)")

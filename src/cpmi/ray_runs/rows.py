@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cpmi.errors import CpmiError, InputError
 from cpmi.ray_runs.plan import Slice
+from cpmi.records import first_line
+from cpmi.storage import store_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +40,9 @@ def read_slice(piece: Slice) -> Iterator[pa.Table]:
             yield row(BATCH, batch)
     except CpmiError as error:
         yield error_row(error)
+    except store_errors() as error:
+        text = f"{piece.path}: the node {socket.gethostname()} cannot read this ({first_line(error)})"
+        yield error_row(CpmiError(text))
 
 
 def reader(piece: Slice) -> Callable[[], Iterator[pa.Table]]:

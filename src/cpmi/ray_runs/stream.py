@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
@@ -50,6 +51,16 @@ class StoppedError(Exception):
     """Nobody wants what would come."""
 
 
+def _environment(options: dict[str, Any]) -> dict[str, Any]:
+    """For the read tasks what the actors get: the keys of a store may be in it."""
+    import ray.data
+
+    if not (found := {name: options[name] for name in ("runtime_env",) if name in options}):
+        return {}
+    has_names = "runtime_env" in inspect.signature(ray.data.read_datasource).parameters  # not in older versions
+    return found if has_names else {"ray_remote_args": found}
+
+
 def stages(plan: Plan, setup: Setup, options: dict[str, Any], least: int, most: int, stopping: threading.Event) -> Any:
     """The stages: read tasks that take no CPU from the actors, and the actors."""
     import ray.data
@@ -81,6 +92,7 @@ def stages(plan: Plan, setup: Setup, options: dict[str, Any], least: int, most: 
             override_num_blocks=len(functions),
             concurrency=min(2, len(functions)),
             num_cpus=0,  # the actors may have all that there are
+            **_environment(options),
         )
         return rows.map_batches(
             Worker,

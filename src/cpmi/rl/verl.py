@@ -1,18 +1,20 @@
 """Step rewards for verl: one score for each response, or dense ones at the tokens that end steps.
 
-Written against verl 0.9.1, without importing it:
+Written against verl 0.9.1, without importing it (``tests/test_rl_verl_real.py`` does):
 
 * ``verl/experimental/reward_loop/reward_manager/naive.py``: ``compute_score(data_source=, solution_str=,
   ground_truth=, extra_info=)`` gives a float, or a dict with ``score`` whose other entries are logged. All responses
   must have the same entries; numbers are averaged, texts are not (``verl/trainer/ppo/metric_utils.py``).
 * ``.../reward_manager/base.py``: a manager is made with ``config``, ``tokenizer``, ``compute_score``; ``run_single``
   gives ``{"reward_score", "reward_extra_info"}``, and ``assemble_rm_scores`` makes (responses, tokens) of the scores.
-  ``reward_loop.py`` calls both in ``compute_rm_score``.
+  ``reward_loop.py`` calls both in ``compute_rm_score``; the trainers reach that only beside a reward model on the same
+  GPUs, and the default one (``trainer/ppo/v1``) then hands over the chat alone, without a right answer.
 * ``verl/workers/reward_manager/naive.py`` (the form of older versions): called with the whole batch, gives
   ``reward_tensor`` and ``reward_extra_info``.
 
 The agent loop of 0.9.1 (``experimental/agent_loop/agent_loop.py``, ``as_dict`` and ``_postprocess``) puts one number at
-the last token itself and never asks ``assemble_rm_scores``: there ``dense`` must be False.
+the last token itself and never asks ``assemble_rm_scores``: there ``dense`` must be False, or a ``TypeError`` ends the
+run.
 """
 
 from __future__ import annotations
