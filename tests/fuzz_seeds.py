@@ -108,6 +108,24 @@ SOURCES: dict[str, list[dict[str, Any]]] = {
     ],
 }  # fmt: skip
 
+# A folder as the datasets library saves it: the files beside the rows.
+SAVED: dict[str, dict[str, Any]] = {
+    "dataset_dict.json": {"splits": ["train", "test"]},
+    "dataset_info.json": {
+        "citation": "", "description": "", "homepage": "", "license": "",
+        "features": {"question": {"dtype": "string", "_type": "Value"},
+                     "steps": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"},
+                     "gold_answer": {"dtype": "string", "_type": "Value"},
+                     "labels": {"feature": {"dtype": "bool", "_type": "Value"}, "_type": "List"}}},
+    "state.json": {
+        "_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "0123456789abcdef",
+        "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False,
+        "_split": None},
+}  # fmt: skip
+SAVED_ROWS = [
+    {"question": f"q{number}", "steps": ["a", "b"], "gold_answer": "3", "labels": [True, False]} for number in range(3)
+]
+
 TASKS: dict[str, list[dict[str, Any]]] = {
     "questions": [
         TRAJECTORIES[0],

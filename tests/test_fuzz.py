@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -78,6 +79,8 @@ from fuzz_seeds import (
     RESULTS,
     REWARDS,
     ROLLOUTS,
+    SAVED,
+    SAVED_ROWS,
     TARGETS,
     TASKS,
     TEMPLATES,
@@ -85,7 +88,7 @@ from fuzz_seeds import (
     TRAJECTORIES,
 )
 from fuzz_seeds import SOURCES as SOURCE_SEEDS
-from fuzzing import Damages, Raw, bounded, damages, reads, spell, write_damaged
+from fuzzing import BYTES, Damages, Raw, bounded, damages, reads, spell, write_damaged
 
 FILES = int(os.environ.get("CPMI_FUZZ_FILES", "700"))
 SEED = os.environ.get("CPMI_FUZZ_SEED", "0")
@@ -201,6 +204,33 @@ def check_task(name: str, path: Path) -> None:
         assert not question.steps
         assert question.gold_answer is not None
         assert from_json(Trajectory, json.loads(dump_line(question))) == question
+
+
+def good_folder(folder: Path) -> Path:
+    """Two splits as the datasets library saves them."""
+    saved = folder / "saved"
+    shutil.rmtree(saved, ignore_errors=True)
+    for split in ("train", "test"):
+        (saved / split).mkdir(parents=True)
+        for name in ("dataset_info.json", "state.json"):
+            (saved / split / name).write_text(json.dumps(SAVED[name]))
+        table = pa.Table.from_pylist(SAVED_ROWS)
+        with pa.ipc.new_stream(saved / split / "data-00000-of-00001.arrow", table.schema) as writer:
+            writer.write_table(table)
+    (saved / "dataset_dict.json").write_text(json.dumps(SAVED["dataset_dict.json"]))
+    return saved
+
+
+def check_saved(path: Path) -> None:
+    """One file of a folder of the datasets library is damaged: nothing escapes, and every row is counted."""
+    pytest.importorskip("datasets")
+    saved = good_folder(path.parent)
+    path.replace(saved / path.name if path.name == "dataset_dict.json" else saved / "train" / path.name)
+    tally = Tally()
+    made = reads(lambda: [*read_source("datasets", [str(saved)], split="train", tally=tally)], saved.name)
+    if made is not None:
+        skipped = sum(count for count, _ in tally.skipped.values())
+        assert (tally.made, tally.read) == (len(made), len(made) + skipped)
 
 
 class CountedGold(GoldAnswers):
@@ -367,10 +397,16 @@ def source_targets() -> Iterator[tuple[str, Target]]:
     yield "source-plain-named", Target(rows, ANY, partial(check_source, "plain", named))
 
 
+def saved_targets() -> Iterator[tuple[str, Target]]:
+    for name, content in SAVED.items():
+        yield f"saved-{name.removesuffix('.json')}", Target(content, (name,), check_saved)
+
+
 READERS: dict[str, Target] = {
     "trajectories": Target(TRAJECTORIES, ROWS, check_trajectories),
     "rewards": Target(REWARDS, ROWS, check_rewards),
     **dict(source_targets()),
+    **dict(saved_targets()),
     **{f"task-{name}": Target(rows, ANY, partial(check_task, name)) for name, rows in TASKS.items()},
     "run-manifest": Target(MANIFEST, ("manifest.json",), check_run),
     "run-part": Target(REWARDS, ("part-00000-of-00001.jsonl",), check_run),
@@ -386,7 +422,7 @@ READERS: dict[str, Target] = {
     "results": Target(RESULTS, JSON, check_results),
     "training": Target(TRAINING, JSON, check_training),
 }
-PER_READER = -(-FILES // (len(READERS) + 2))  # gold answers and trees have tests of their own
+PER_READER = -(-FILES // (len(READERS) + 3))  # gold answers, saved rows and trees have tests of their own
 
 
 def fuzz(name: str, draw: st.SearchStrategy[Any], check: Callable[[Any], None], count: int = PER_READER) -> int:
@@ -430,6 +466,47 @@ def test_reader(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.timeout(3600)
 def test_gold_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fuzz_reader("gold", Target(GOLD, ANY, lambda path: check_gold(path, monkeypatch)), tmp_path)
+
+
+@pytest.mark.timeout(3600)
+def test_saved_rows(tmp_path: Path) -> None:
+    """The rows themselves are read from where the file says they are: a wrong number would end the process."""
+    good = (good_folder(tmp_path) / "train" / "data-00000-of-00001.arrow").read_bytes()
+    path = tmp_path / "data-00000-of-00001.arrow"
+
+    def check(example: Damages) -> None:
+        data = good
+        for damage in (*example.text, *example.packed):
+            data = BYTES[damage.kind](data, damage.at, damage.what)
+        path.write_bytes(data)
+        check_saved(path)
+
+    path.write_bytes(good)
+    check_saved(path)
+    assert fuzz("saved-rows", damages(), check) >= PER_READER
+
+
+def test_a_saved_folder_is_read_and_one_that_lacks_a_file_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    saved = good_folder(tmp_path)
+    made = [*read_source("datasets", [str(saved)], split="train")]
+    assert [trajectory.question for trajectory in made] == ["q0", "q1", "q2"]
+    for name in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow"):
+        (good_folder(tmp_path) / "train" / name).unlink()
+        with pytest.raises(InputError, match="saved: the datasets library cannot load this"):
+            [*read_source("datasets", [str(saved)], split="train")]
+
+
+def test_found_rows_that_point_outside_of_their_file(tmp_path: Path) -> None:
+    """pyarrow writes and reads a text of a length below zero, and to look at such a text may end the process."""
+    pytest.importorskip("datasets")
+    saved = good_folder(tmp_path)
+    texts = pa.StringArray.from_buffers(3, pa.py_buffer(np.array([0, 3, 1, 4], np.int32)), pa.py_buffer(b"abcd"))
+    table = pa.Table.from_pylist(SAVED_ROWS).set_column(0, "question", texts)
+    with pa.ipc.new_stream(saved / "train" / "data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError, match="saved: the datasets library cannot load this"):
+        [*read_source("datasets", [str(saved)], split="train")]
 
 
 # --- the tree builder -----------------------------------------------------------------------------------------------

@@ -359,8 +359,10 @@ class Shapes:
     def rewards(self, trajectories: Sequence[Trajectory]) -> list[StepRewards]:
         if (self._folder / "die").exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        deadline = time.monotonic() + 120
-        while (self._folder / "grow").exists() and len(opened_by(self._folder)) < 2 and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while (self._folder / "grow").exists() and len(opened_by(self._folder)) < 2:
+            if time.monotonic() > deadline:
+                (self._folder / "grow").unlink()
             time.sleep(0.1)
         time.sleep(0.5)
         return [StepRewards(t.id, (1.0,) * len(t.steps), self.name, details={"pid": os.getpid()}) for t in trajectories]

@@ -275,6 +275,7 @@ def dense_loop(cluster: Any, file: Path, tokenizer_folder: Path) -> Iterator[Any
         cluster.kill(worker)
 
 
+@pytest.mark.timeout(900)  # workers import verl, which takes minutes on a busy machine
 def test_the_reward_loop(dense_loop: Any, tokenizer: Any) -> None:
     """Two workers of verl and three responses: padded, cut in chunks, and made one tensor by the manager."""
     given = dense_loop.compute_rm_score(batch(tokenizer, [RIGHT, WRONG, RIGHT]))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cpmi.errors import InputError
-from cpmi.steps import WAYS, split_steps
+from cpmi.steps import _OPENING, _OPENING_IN_LINE, WAYS, _whole, split_steps
+from fuzzing import bounded
 
 
 def squeezed(text: str) -> str:
@@ -105,6 +108,79 @@ def test_formulas_and_code_stay_whole(whole: str, how: str) -> None:
 
 def test_an_opening_without_its_end_protects_nothing() -> None:
     assert split_steps("a \\[ b\n\nc $$ d\n\n```\n\ne") == ("a \\[ b", "c $$ d", "```", "e")
+
+
+WHOLE = (
+    r"^[ \t]*(?P<fence>`{3,}|~{3,})(?s:.*?)^[ \t]*(?P=fence)"
+    r"|(?<!\\)\\\[(?s:.*?)\\\]"
+    r"|(?<!\\)\$\$(?s:.*?)\$\$"
+    r"|\\begin\{(?P<name>[A-Za-z]+\*?)\}(?s:.*?)\\end\{(?P=name)\}"
+)
+WHOLE_IN_LINE = WHOLE + (
+    r"|(?<!\\)\\\((?s:.*?)\\\)|(?<![\\$])\$(?![\s$])(?:\\.|[^$\\\n])+(?<!\s)\$(?![0-9$])|`[^`\n]+`"
+)
+EDGES = ("```", "````", "`", "~~~", "~~~~~", "\\[", "\\]", "\\(", "\\)", "$$", "$", "\\", "\n", " ", "x", "1")
+NAMED = ("\\begin{a}", "\\end{a}", "\\begin{b*}", "\\end{b*}", "\\end{b}", "\\begin{")
+
+
+@given(text=st.lists(st.sampled_from((*EDGES, *NAMED)), max_size=40).map("".join))
+def test_what_stays_whole_is_what_a_pattern_of_quadratic_time_finds(text: str) -> None:
+    for opening, pattern in ((_OPENING, WHOLE), (_OPENING_IN_LINE, WHOLE_IN_LINE)):
+        assert _whole(text, opening) == [match.span() for match in re.finditer(pattern, text, re.MULTILINE)]
+
+
+MARKS_OF_WHOLES = (
+    "`",
+    "``` ",
+    "```\n",
+    "`````\n~~~\n",
+    "~",
+    "$",
+    "$$ ",
+    "$a$ ",
+    "\\$",
+    "\\[",
+    "\\(",
+    "\\begin{a}",
+    "\\begin{a",
+)
+MARKS_OF_ENDS = (
+    " ",
+    "\t",
+    "\n",
+    "\n ",
+    "\\n",
+    "Step 1:",
+    "step ",
+    "Step 1: a\n",
+    "1. ",
+    "A. B ",
+    "! ",
+    "[",
+    "- ",
+    "#",
+    "\u2028",
+)
+
+
+@pytest.mark.parametrize("fragment", [*MARKS_OF_WHOLES, *MARKS_OF_ENDS])
+def test_hostile_texts_take_linear_time(fragment: str) -> None:
+    """A few hundredths of a second each; with one quadratic pattern it is minutes."""
+    text = fragment * (200_000 // len(fragment))
+    for how in ("auto", *WAYS):
+        for padded in (text, f"Step 1: a\n{text}\nb"):
+            with bounded(3):
+                split_steps(padded, how)
+
+
+def test_environments_of_many_names_and_fences_of_many_lengths_take_linear_time() -> None:
+    names = ("".join(chr(97 + number // 26**place % 26) for place in range(4)) for number in range(17_000))
+    environments = "".join(f"\\begin{{{name}}}" for name in names)
+    fences = "".join("`" * length + "\n" for length in (*range(3, 600), *range(600, 3, -1)))
+    for how in ("auto", *WAYS):
+        with bounded(3):
+            assert split_steps(environments, how) == (environments,)
+            split_steps(fences, how)
 
 
 def test_a_line_break_in_a_matrix_is_no_formula() -> None:

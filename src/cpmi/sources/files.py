@@ -77,7 +77,9 @@ def dataset_rows(name: str, split: str | None) -> Iterator[tuple[str, Any]]:
     datasets = require("datasets", "datasets")
     import pyarrow
 
-    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pyarrow.ArrowException)
+    # A name that is missing in a folder's own files, or stands for something else, fails wherever the library uses it.
+    misnamed = (LookupError, TypeError, AttributeError)
+    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pyarrow.ArrowException, *misnamed)
     try:
         for number, row in enumerate(_load_dataset(datasets, name, split), start=1):
             yield f"{name}, row {number}", row
@@ -88,16 +90,19 @@ def dataset_rows(name: str, split: str | None) -> Iterator[tuple[str, Any]]:
 def _load_dataset(datasets: ModuleType, name: str, split: str | None) -> Iterable[Any]:
     saved = any((Path(name) / mark).exists() for mark in ("dataset_dict.json", "dataset_info.json"))
     hub_name, _, configuration = name.partition(":")
-    loaded: Iterable[Any]
+    loaded: Any
     if saved:
         loaded = datasets.load_from_disk(name)
     else:
         loaded = datasets.load_dataset(hub_name, configuration or None, split=split)
     if isinstance(loaded, Mapping):
-        return _chosen(name, loaded, split)
-    if saved and split is not None:
+        loaded = _chosen(name, loaded, split)
+    elif saved and split is not None:
         raise InputError(f"{name}: this folder holds one split without a name; leave out --split")
-    return loaded
+    if saved:
+        loaded.data.validate(full=True)  # a damaged file would end the process: nobody else looks where it points
+    rows: Iterable[Any] = loaded
+    return rows
 
 
 def _chosen(name: str, splits: Mapping[str, Any], split: str | None) -> Iterable[Any]:
