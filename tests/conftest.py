@@ -63,7 +63,7 @@ def smollm2() -> HFModel:
     return model
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # file systems are cached with their address, so that there can be one server alone
 def s3() -> Iterator[str]:
     """A bucket on a server of our own."""
     pytest.importorskip("s3fs", reason="needs s3fs (pip install 'cpmi[remote]')")

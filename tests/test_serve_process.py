@@ -117,8 +117,12 @@ def test_the_client_comes_back_when_there_is_room() -> None:
             for number, answer in enumerate(answers):
                 assert answer.result(30) == expected([trajectory(str(number))])
         rewarder.open.clear()
+        asked = len(rewarder.calls)
         with ThreadPoolExecutor(2) as pool:
-            answers = [pool.submit(ask, server, [trajectory("busy")]) for _ in range(2)]
+            answers = [pool.submit(ask, server, [trajectory("busy")])]
+            while len(rewarder.calls) == asked:  # the first is computed, so that the second alone waits
+                time.sleep(0.01)
+            answers.append(pool.submit(ask, server, [trajectory("busy")]))
             server.wait_until("cpmi_queue_trajectories", 1)
             with pytest.raises(CpmiError, match="too many trajectories are waiting"):
                 ask(server, [trajectory("x")], patience=0)
