@@ -92,10 +92,10 @@ class Running(uvicorn.Server):
         assert len(values) < 2
         return float(values[0]) if values else 0.0
 
-    def wait_until(self, name: str, value: float) -> None:
-        """Wait until a metric has a value."""
+    def wait_until(self, name: str, value: float, *, or_more: bool = False) -> None:
+        """Wait until a metric has a value; ``or_more``: a counter may have passed it unseen."""
         until = time.monotonic() + 30
-        while self.metric(name) != value:
+        while (found := self.metric(name)) != value and not (or_more and found > value):
             assert time.monotonic() < until, f"{name} is {self.metric(name)}"
             time.sleep(0.02)
 

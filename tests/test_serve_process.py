@@ -112,7 +112,7 @@ def test_the_client_comes_back_when_there_is_room() -> None:
         rewarder.open.clear()
         with ThreadPoolExecutor(3) as pool:
             answers = [pool.submit(ask, server, [trajectory(str(number))]) for number in range(3)]
-            server.wait_until('cpmi_requests_total{path="/v1/score/stream",status="503"}', 1)
+            server.wait_until('cpmi_requests_total{path="/v1/score/stream",status="503"}', 1, or_more=True)
             rewarder.open.set()
             for number, answer in enumerate(answers):
                 assert answer.result(30) == expected([trajectory(str(number))])
