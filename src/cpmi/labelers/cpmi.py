@@ -14,29 +14,22 @@ Lee, Hong, Lee: "Efficient Process Reward Modeling via Contrastive Mutual Inform
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from cpmi.errors import InputError
 from cpmi.grader import Grader
-from cpmi.labelers.checks import why_not
-from cpmi.labelers.levels import Contrast, Levels, Normalization
-from cpmi.labelers.negatives import FoundNegatives, NegativeSettings, SiblingAnswers, find_negatives
+from cpmi.labelers.levels import Contrast, Normalization, ScoredLevels, score_levels
+from cpmi.labelers.negatives import FoundNegatives, NegativeSettings, SiblingAnswers, draw_negatives
 from cpmi.prompts import (
     INSTRUCTIONS,
     ContextKind,
-    ScoringPlan,
     Span,
     Template,
-    plan_scoring,
-    step_contexts,
 )
-from cpmi.protocols import Sampler, ScoredTree, Scorer, Truncation
-from cpmi.records import JSON, Cost, StepRewards, Trajectory
+from cpmi.protocols import Sampler, Scorer, Truncation
+from cpmi.records import Cost, StepRewards, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +63,7 @@ class CPMISettings:
             raise InputError("at least one template is needed")
         if not math.isfinite(self.weight):
             raise InputError(f"the weight must be a finite number, not {self.weight}")
-        if self.negatives.count and not self.negatives.choices:
-            raise InputError("name a kind of wrong answers, or ask for 0 of them")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Planned:
-    """A trajectory ready to be scored."""
-
-    plans: list[ScoringPlan]
-    details: dict[str, JSON]
-    cost: Cost
+        self.negatives.require_kinds()
 
 
 class CPMI:
@@ -118,69 +101,37 @@ class CPMI:
         ``terms`` hold the two parts, ``gold`` and ``wrong`` (reward = gold - weight * wrong); ``details`` the answers
         scored, the gold one first, and the kinds of the others.
         """
-        planned = self._planned(trajectories)
-        trees = [plan.tree for each in planned if isinstance(each, _Planned) for plan in each.plans]
-        scored = iter(self._scorer.logprobs(trees, self._settings.truncation))
+        own = self._settings
+        found = draw_negatives(trajectories, own.negatives, self._grader, self._siblings, self._sampler)
+        pairs = list(zip(trajectories, found, strict=True))
+        usable = [(trajectory, wrong) for trajectory, wrong in pairs if wrong.error is None]
+        levels = score_levels(
+            self._scorer,
+            [trajectory for trajectory, _ in usable],
+            [wrong.answers(trajectory) for trajectory, wrong in usable],
+            (own.context,),
+            own.templates,
+            span=own.span,
+            truncation=own.truncation,
+        )
+        scored = iter(levels)
         return [
-            each if isinstance(each, StepRewards) else self._reward(trajectory, each, scored)
-            for trajectory, each in zip(trajectories, planned, strict=True)
+            self._failed(trajectory, wrong.error, wrong.cost)
+            if wrong.error is not None
+            else self._reward(trajectory, wrong, next(scored))
+            for trajectory, wrong in pairs
         ]
 
-    def _failed(self, trajectory: Trajectory, error: str, cost: Cost = Cost()) -> StepRewards:
+    def _failed(self, trajectory: Trajectory, error: str, cost: Cost) -> StepRewards:
         return StepRewards(trajectory.id, (), self.name, cost=cost, error=error)
 
-    def _planned(self, trajectories: Sequence[Trajectory]) -> list[_Planned | StepRewards]:
-        """What is to be scored of each; a trajectory that cannot be, as the failure it is."""
-        start = time.perf_counter()
-        able = [trajectory for trajectory in trajectories if why_not(trajectory) is None]
-        found = find_negatives(able, self._settings.negatives, self._grader, self._siblings, self._sampler)
-        engine = sum(each.cost.seconds for each in found)
-        own = Cost(seconds=max(0.0, time.perf_counter() - start - engine) / max(1, len(able)))
-        negatives = iter(found)
-        planned: list[_Planned | StepRewards] = []
-        for trajectory in trajectories:
-            if (error := why_not(trajectory)) is not None:
-                planned.append(self._failed(trajectory, error))
-            elif (each := next(negatives)).error is not None:
-                planned.append(self._failed(trajectory, f"no wrong answers sampled: {each.error}", each.cost + own))
-            else:
-                planned.append(self._plan(trajectory, each, own))
-        return planned
-
-    def _plan(self, trajectory: Trajectory, found: FoundNegatives, spent: Cost) -> _Planned:
-        """``spent``: by this labeler on finding the wrong answers, beside what the engine took."""
-        start = time.perf_counter()
-        gold = (trajectory.gold_answer or "").strip()
-        pairs = step_contexts(self._settings.context, len(trajectory.steps))
-        plans = plan_scoring(
-            trajectory.question,
-            trajectory.steps,
-            [gold, *(negative.text for negative in found.negatives)],
-            list(dict.fromkeys(context for pair in pairs for context in pair)),
-            self._settings.templates,
-            self._scorer,
-            self._settings.span,
-        )
-        details: dict[str, JSON] = {
-            "answers": [gold, *(negative.text for negative in found.negatives)],
-            "kinds": ["gold", *(negative.kind for negative in found.negatives)],
-        }
-        if not found.negatives:
-            wanted = "found" if self._settings.negatives.count else "asked for"
-            details["contrast"] = f"none: no wrong answer was {wanted}"
-        own = Cost(seconds=time.perf_counter() - start)
-        return _Planned(plans, details, found.cost + spent + own)
-
-    def _reward(self, trajectory: Trajectory, planned: _Planned, scored: Iterator[ScoredTree]) -> StepRewards:
-        results = [next(scored) for _ in planned.plans]
-        cost = sum((result.cost for result in results), planned.cost)
-        if error := next((result.error for result in results if result.error), None):
-            return self._failed(trajectory, error, cost)
-        levels = Levels.read(planned.plans, [result.logprobs for result in results if result.logprobs is not None])
+    def _reward(self, trajectory: Trajectory, wrong: FoundNegatives, scored: ScoredLevels) -> StepRewards:
+        cost = scored.cost + wrong.cost
+        if scored.levels is None:
+            return self._failed(trajectory, str(scored.error), cost)
         own = self._settings
-        gold, wrong = levels.gains(own.context, len(trajectory.steps), own.normalization, own.contrast)
-        rewards = gold - own.weight * wrong
-        if not np.isfinite(rewards).all():
-            return self._failed(trajectory, "the model gave log-probabilities that are not finite", cost)
-        terms = {"gold": tuple(gold.tolist()), "wrong": tuple(wrong.tolist())}
-        return StepRewards(trajectory.id, tuple(rewards.tolist()), self.name, terms, planned.details, cost)
+        gold, against = scored.levels.gains(own.context, len(trajectory.steps), own.normalization, own.contrast)
+        rewards = gold - own.weight * against
+        terms = {"gold": tuple(gold.tolist()), "wrong": tuple(against.tolist())}
+        details = wrong.details(trajectory, own.negatives)
+        return StepRewards(trajectory.id, tuple(rewards.tolist()), self.name, terms, details, cost)

@@ -5,6 +5,7 @@ The engine is asked once; which answers, templates, contexts and means make a re
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -133,18 +134,20 @@ def score_levels(
         answers: of each trajectory; the right one first.
         steps_too: score the steps as well, each behind all before it.
     """
-    plans = []
+    plans, planning = [], []
     for trajectory, own in zip(trajectories, answers, strict=True):
+        start = time.perf_counter()
         pairs = [pair for kind in kinds for pair in step_contexts(kind, len(trajectory.steps))]
         contexts = list(dict.fromkeys(context for pair in pairs for context in pair))
         asked = (trajectory.question, trajectory.steps, own, contexts, templates, scorer, span)
         plans.append(plan_scoring(*asked, steps_too=steps_too))
+        planning.append(Cost(seconds=time.perf_counter() - start))
     scored = iter(scorer.logprobs([plan.tree for each in plans for plan in each], truncation))
-    return [_levels(each, [next(scored) for _ in each]) for each in plans]
+    return [_levels(each, [next(scored) for _ in each], spent) for each, spent in zip(plans, planning, strict=True)]
 
 
-def _levels(plans: Sequence[ScoringPlan], results: Sequence[ScoredTree]) -> ScoredLevels:
-    cost = sum((result.cost for result in results), Cost())
+def _levels(plans: Sequence[ScoringPlan], results: Sequence[ScoredTree], spent: Cost) -> ScoredLevels:
+    cost = sum((result.cost for result in results), spent)
     if error := next((result.error for result in results if result.error), None):
         return ScoredLevels(None, cost, error)
     levels = Levels.read(plans, [result.logprobs for result in results if result.logprobs is not None])

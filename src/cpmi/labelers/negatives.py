@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -29,9 +30,10 @@ from cpmi.answers import (
 )
 from cpmi.errors import InputError
 from cpmi.grader import Grader, Verdict
+from cpmi.labelers.checks import why_not
 from cpmi.labelers.perturbations import MAX_LENGTH, NumberFormat, perturb
 from cpmi.protocols import Prompt, Sampled, Sampler, SamplingParams
-from cpmi.records import Cost, Trajectory
+from cpmi.records import JSON, Cost, Trajectory
 
 KINDS = ("own", "sibling", "choice", "intermediate", "rule", "sampled")
 SAMPLES = 8
@@ -62,6 +64,20 @@ class FoundNegatives:
     negatives: tuple[Negative, ...]
     cost: Cost = Cost()
     error: str | None = None
+
+    def answers(self, trajectory: Trajectory) -> tuple[str, ...]:
+        """The right answer and then these: what is scored."""
+        return ((trajectory.gold_answer or "").strip(), *(negative.text for negative in self.negatives))
+
+    def details(self, trajectory: Trajectory, settings: NegativeSettings) -> dict[str, JSON]:
+        """For a record: the answers, the kind of each, and whether there was anything to contrast with."""
+        told: dict[str, JSON] = {
+            "answers": list(self.answers(trajectory)),
+            "kinds": ["gold", *(negative.kind for negative in self.negatives)],
+        }
+        if not self.negatives:
+            told["contrast"] = f"none: no wrong answer was {'found' if settings.count else 'asked for'}"
+        return told
 
 
 Kinds = tuple[tuple[str, int | None], ...]
@@ -102,6 +118,11 @@ class NegativeSettings:
         """Every kind of every choice, with its limit."""
         for kinds in self.choices:
             yield from kinds
+
+    def require_kinds(self) -> None:
+        """Raises InputError where wrong answers are asked for of no kind."""
+        if self.count and not self.choices:
+            raise InputError("name a kind of wrong answers, or ask for 0 of them")
 
     def uses(self, kind: str) -> bool:
         """Whether a kind may be drawn on."""
@@ -213,6 +234,31 @@ def find_negatives(
         for i, sampled in zip(prompts, drawn, strict=True):
             found[i] = _search(trajectories[i], settings, grader, siblings, functools.partial(_same, sampled))
     return found
+
+
+def draw_negatives(
+    trajectories: Sequence[Trajectory],
+    settings: NegativeSettings,
+    grader: Grader,
+    siblings: SiblingAnswers | None = None,
+    sampler: Sampler | None = None,
+) -> list[FoundNegatives]:
+    """``find_negatives`` for a labeler: one for each trajectory, with what it cost, or the reason why there is none."""
+    start = time.perf_counter()
+    problems = [why_not(trajectory) for trajectory in trajectories]
+    able = [each for each, problem in zip(trajectories, problems, strict=True) if problem is None]
+    found = find_negatives(able, settings, grader, siblings, sampler)
+    engine = sum(each.cost.seconds for each in found)
+    own = Cost(seconds=max(0.0, time.perf_counter() - start - engine) / max(1, len(able)))
+    drawn = iter(found)
+    return [
+        FoundNegatives((), error=problem) if problem is not None else _paid(next(drawn), own) for problem in problems
+    ]
+
+
+def _paid(found: FoundNegatives, own: Cost) -> FoundNegatives:
+    error = None if found.error is None else f"no wrong answers sampled: {found.error}"
+    return FoundNegatives(found.negatives, found.cost + own, error)
 
 
 _Ask = Callable[[Prompt], Sampled]

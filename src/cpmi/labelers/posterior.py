@@ -14,14 +14,13 @@ from typing import Any
 
 from cpmi.errors import InputError
 from cpmi.grader import Grader, Verdict, outcome
-from cpmi.labelers.checks import why_not
 from cpmi.labelers.evidence import evidence
 from cpmi.labelers.first_error import FirstErrorModel, Outcome
 from cpmi.labelers.levels import ScoredLevels, score_levels
-from cpmi.labelers.negatives import FoundNegatives, NegativeSettings, SiblingAnswers, find_negatives
+from cpmi.labelers.negatives import FoundNegatives, NegativeSettings, SiblingAnswers, draw_negatives
 from cpmi.prompts import CUES, Template
 from cpmi.protocols import Sampler, Scorer
-from cpmi.records import JSON, Cost, StepRewards, Trajectory
+from cpmi.records import Cost, StepRewards, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,7 @@ class PosteriorSettings:
     def __post_init__(self) -> None:
         if not self.templates:
             raise InputError("at least one template is needed")
+        self.negatives.require_kinds()
 
 
 class FirstErrorPosterior:
@@ -75,67 +75,41 @@ class FirstErrorPosterior:
         ``terms`` hold the evidence, one feature each, so that other weights need no engine; ``details`` the outcome,
         and the answers as for CPMI.
         """
-        found = self._negatives(trajectories)
-        usable = {i: wrong for i, wrong in found.items() if not isinstance(wrong, StepRewards)}
+        own = self._settings
+        found = draw_negatives(trajectories, own.negatives, self._grader, self._siblings, self._sampler)
+        pairs = list(zip(trajectories, found, strict=True))
+        usable = [(trajectory, wrong) for trajectory, wrong in pairs if wrong.error is None]
         levels = score_levels(
             self._scorer,
-            [trajectories[i] for i in usable],
-            [_answers(trajectories[i], wrong) for i, wrong in usable.items()],
+            [trajectory for trajectory, _ in usable],
+            [wrong.answers(trajectory) for trajectory, wrong in usable],
             ("marginal", "cumulative"),
-            self._settings.templates,
+            own.templates,
             steps_too=True,
         )
-        scored = dict(zip(usable, levels, strict=True))
+        scored = iter(levels)
         return [
-            self._reward(trajectories[i], wrong, scored[i]) if not isinstance(wrong, StepRewards) else wrong
-            for i, wrong in found.items()
+            self._failed(trajectory, wrong.error, wrong.cost)
+            if wrong.error is not None
+            else self._reward(trajectory, wrong, next(scored))
+            for trajectory, wrong in pairs
         ]
-
-    def _negatives(self, trajectories: Sequence[Trajectory]) -> dict[int, FoundNegatives | StepRewards]:
-        """The wrong answers for each; a trajectory that cannot be labeled, as the failure it is."""
-        start = time.perf_counter()
-        problems = [why_not(trajectory) for trajectory in trajectories]
-        able = [each for each, problem in zip(trajectories, problems, strict=True) if problem is None]
-        negatives = find_negatives(able, self._settings.negatives, self._grader, self._siblings, self._sampler)
-        engine = sum(each.cost.seconds for each in negatives)
-        own = Cost(seconds=max(0.0, time.perf_counter() - start - engine) / max(1, len(able)))
-        drawn = iter(negatives)
-        found: dict[int, FoundNegatives | StepRewards] = {}
-        for i, (trajectory, problem) in enumerate(zip(trajectories, problems, strict=True)):
-            if problem is not None:
-                found[i] = self._failed(trajectory, problem)
-                continue
-            each = next(drawn)
-            cost = each.cost + own
-            found[i] = (
-                FoundNegatives(each.negatives, cost)
-                if each.error is None
-                else self._failed(trajectory, f"no wrong answers sampled: {each.error}", cost)
-            )
-        return found
 
     def _reward(self, trajectory: Trajectory, wrong: FoundNegatives, scored: ScoredLevels) -> StepRewards:
         start = time.perf_counter()
+        cost = scored.cost + wrong.cost
         if scored.levels is None:
-            return self._failed(trajectory, str(scored.error), scored.cost + wrong.cost)
+            return self._failed(trajectory, str(scored.error), cost)
         shown = evidence(trajectory, scored.levels)
         kind = _outcome(trajectory, self._grader)
         rewards = self._settings.model.rewards(shown, kind)
         terms = {name: tuple(values.tolist()) for name, values in shown.items()}
-        details: dict[str, JSON] = {
-            "outcome": kind,
-            "answers": list(_answers(trajectory, wrong)),
-            "kinds": ["gold", *(negative.kind for negative in wrong.negatives)],
-        }
-        cost = scored.cost + wrong.cost + Cost(seconds=time.perf_counter() - start)
+        details = wrong.details(trajectory, self._settings.negatives) | {"outcome": kind}
+        cost += Cost(seconds=time.perf_counter() - start)
         return StepRewards(trajectory.id, tuple(rewards.tolist()), self.name, terms, details, cost)
 
-    def _failed(self, trajectory: Trajectory, error: str, cost: Cost = Cost()) -> StepRewards:
+    def _failed(self, trajectory: Trajectory, error: str, cost: Cost) -> StepRewards:
         return StepRewards(trajectory.id, (), self.name, cost=cost, error=error)
-
-
-def _answers(trajectory: Trajectory, wrong: FoundNegatives) -> tuple[str, ...]:
-    return ((trajectory.gold_answer or "").strip(), *(negative.text for negative in wrong.negatives))
 
 
 def _outcome(trajectory: Trajectory, grader: Grader) -> Outcome:
