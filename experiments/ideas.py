@@ -197,7 +197,8 @@ def main() -> None:
         raw.append(features[new[0]])
         plain = each.judged_evidence()
         judged.append(replace(plain, evidence={**plain.evidence, **features}))
-    command = "python experiments/ideas.py WORK " + " ".join(sys.argv[2:])
+    told = (word if word != arguments.path else "hf:PATH" for word in sys.argv[2:])
+    command = "python experiments/ideas.py WORK " + " ".join(told)
     table = Table(f"{arguments.idea}-{arguments.set}-{arguments.model}", command, [])
     table.add(f"{arguments.idea}, raw", figures(own, raw), n=len(own))
     folds = [each.fold for each in own]
