@@ -95,13 +95,19 @@ def _records(runs: Sequence[Path], trajectories: Path | None) -> Iterator[tuple[
 
 
 def judge(record: StepRewards, trajectory: Trajectory) -> JudgedEvidence | None:
-    """Evidence with its judgment; None where nobody told the first wrong step, or that there is none."""
+    """Evidence with its judgment; None where nobody told the first wrong step, or that there is none.
+
+    Raises:
+        InputError: the record does not tell the outcome.
+    """
     judged = trajectory.step_labels or ()
     first = trajectory.first_error
     told = judged[: len(judged) if first is None else first]
     if not judged or any(label is None for label in told):
         return None
-    outcome: Outcome = next(each for each in get_args(Outcome) if each == record.details.get("outcome"))
+    outcome: Outcome | None = next((each for each in get_args(Outcome) if each == record.details.get("outcome")), None)
+    if outcome is None:
+        raise InputError(f"{record.trajectory_id}: its rewards do not say how the solution ended; label it again")
     return JudgedEvidence({name: np.array(values) for name, values in record.terms.items()}, outcome, first)
 
 

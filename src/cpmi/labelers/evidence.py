@@ -15,6 +15,7 @@ import numpy as np
 from cpmi.answers import final_answer_of, normalize_answer, numbers_in
 from cpmi.formulas import value_of
 from cpmi.labelers.levels import Levels
+from cpmi.prompts import ContextKind
 from cpmi.protocols import FloatArray
 from cpmi.records import Trajectory
 
@@ -52,7 +53,7 @@ def evidence(trajectory: Trajectory, levels: Levels) -> dict[str, FloatArray]:
             steps themselves.
     """
     n = len(trajectory.steps)
-    gain, lift = (_contrast(levels, kind, n) for kind in ("marginal", "cumulative"))
+    gain, lift = _contrast(levels, "marginal", n), _contrast(levels, "cumulative", n)
     prefixes = levels.at([tuple(range(length)) for length in range(n + 1)], "sum")
     wrong = prefixes[:, :, 1:].mean(axis=2) if prefixes.shape[2] > 1 else 0.0
     level = (prefixes[:, :, 0] - wrong).mean(axis=0)
@@ -79,8 +80,8 @@ def evidence(trajectory: Trajectory, levels: Levels) -> dict[str, FloatArray]:
     }
 
 
-def _contrast(levels: Levels, kind: str, steps: int) -> FloatArray:
-    right, wrong = levels.gains("marginal" if kind == "marginal" else "cumulative", steps, "sum")
+def _contrast(levels: Levels, kind: ContextKind, steps: int) -> FloatArray:
+    right, wrong = levels.gains(kind, steps, "sum")
     return right - wrong
 
 
