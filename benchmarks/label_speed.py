@@ -2,6 +2,9 @@
 
     python benchmarks/label_speed.py --model hf:PATH --trajectories FILE
 
+``--model random:FOLDER`` makes random weights for the configuration and the tokenizer in FOLDER: speed does not depend
+on what weights say, and a large model need not be downloaded to be timed.
+
 Plain scoring is what the paper's official code does: every (context, answer, template) is its own sequence, batches of
 12 padded on the right, logits of every position over the whole vocabulary in float32. It takes hours here, so only a
 random share of its batches is run (``--plain-share``) and its time scaled up by padded tokens; the table says so.
@@ -98,10 +101,10 @@ def plain_seconds(model: Any, sequences: Sequences, share: float, rng: random.Ra
     start = time.perf_counter()
     for batch in some:
         longest = max(map(len, batch))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch])
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch], device=model.device)
         logprobs = model(ids, attention_mask=mask, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-        logprobs.gather(-1, ids[:, 1:, None])
+        logprobs.gather(-1, ids[:, 1:, None]).cpu()
     return (time.perf_counter() - start) * sequences.padded_tokens / Sequences(some).padded_tokens
 
 
@@ -110,8 +113,9 @@ def forward_seconds(model: Any, lengths: Sequence[int], *, head: bool) -> float:
     """Seconds of plain causal forwards of single sequences of these lengths; with all logits, or the backbone alone."""
     start = time.perf_counter()
     for length in lengths:
-        ids = torch.arange(length)[None] % 5000
-        (model if head else model.base_model)(ids, use_cache=False)
+        ids = torch.arange(length, device=model.device)[None] % 5000
+        out = (model if head else model.base_model)(ids, use_cache=False)
+        out[0][0, -1, :1].cpu()  # waits for a GPU
     return time.perf_counter() - start
 
 
@@ -134,8 +138,7 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    model = open_model(ModelSettings(options.model, options.dtype))
-    assert isinstance(model, HFModel)  # noqa: S101 - for the type checker
+    model = opened(options)
     network = model._model  # noqa: SLF001 - the same weights for both sides
     trajectories = list(islice(read_trajectories(options.trajectories), options.count))
     rng = random.Random(0)
@@ -162,7 +165,7 @@ def main() -> None:
             products[name] = counter.get_total_flops() / sum(record.cost.tokens_scored for record in some)
         for _ in range(options.rounds):
             measured = {}
-            peaks.append(matmul_peak(network.dtype))
+            peaks.append(matmul_peak(network.dtype, network.device))
             for name, settings in ways.items():
                 with masks(model, name):
                     measured[name] = timed(partial(CPMI(model, settings, grader=grader).rewards, trajectories))
@@ -202,11 +205,32 @@ def masks(model: HFModel, name: str) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def matmul_peak(dtype: torch.dtype) -> float:
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """Floating-point operations per second of the best of some large products."""
-    size = 3072
-    left, right = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
-    return 2 * size**3 / min(timed(lambda: left @ right)[0] for _ in range(8))
+    size = 3072 if device.type == "cpu" else 8192
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+
+    def multiply() -> None:
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return 2 * size**3 / min(timed(multiply)[0] for _ in range(8))
+
+
+def opened(options: argparse.Namespace) -> HFModel:
+    """The model by name, or one of random weights."""
+    kind, _, folder = options.model.partition(":")
+    if kind != "random":
+        model = open_model(ModelSettings(options.model, options.dtype))
+        assert isinstance(model, HFModel)  # noqa: S101 - for the type checker
+        return model
+    config = transformers.AutoConfig.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        dtype = getattr(torch, options.dtype)
+        network = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    return HFModel(network, tokenizer, name=options.model)
 
 
 def print_table(
@@ -224,9 +248,9 @@ def print_table(
         kind = name.split(",")[0]
         comparable = not name.endswith("1 template")  # plain scoring has four
         faster = medians.get(f"plain scoring, {kind}", 0.0) / median if comparable else 0.0
-        spread = f"{min(seconds[name]) / count:.2f} - {max(seconds[name]) / count:.2f}"
+        spread = " - ".join(seconds_text(each / count) for each in (min(seconds[name]), max(seconds[name])))
         rate = tokens[name] / median
-        cells = [name, f"{median / count:.2f}", spread, f"{tokens[name] / count:,.0f}", f"{rate:,.0f}"]
+        cells = [name, f"{seconds_text(median / count)}", spread, f"{tokens[name] / count:,.0f}", f"{rate:,.0f}"]
         cells.append(f"{shares[name]:.0%}" if name in shares else "")
         print("| " + " | ".join([*cells, f"{faster:.0f}" if faster else ""]) + " |")
     for kind in ("marginal", "cumulative"):
@@ -247,11 +271,21 @@ def print_table(
     print()
 
 
+def seconds_text(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
+
+
 def machine() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}; {versions()}"
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":?")
+    return f"{torch.get_num_threads()} threads of {cpu.partition(':')[2].strip()}; {versions()}"
+
+
+def versions() -> str:
     return (
-        f"{torch.get_num_threads()} threads of {cpu.partition(':')[2].strip()}; cpmi {__version__}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}; {datetime.now(UTC):%Y-%m-%d}"
+        f"cpmi {__version__}, torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"{datetime.now(UTC):%Y-%m-%d}"
     )
 
 

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--contexts", nargs="+", choices=get_args(ContextKind), default=["marginal", "cumulative"])
     parser.add_argument("--limit", type=int)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--at-a-time", type=int, default=1, help="trajectories; more on a GPU")
     arguments = parser.parse_args()
     grader = Grader()
     templates = load_templates(arguments.template_set, arguments.templates)
@@ -65,24 +66,29 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with arguments.output.open("a", encoding="utf-8") as file:
-        for number, trajectory in enumerate(todo, start=1):
-            wrong = wrong_answers(trajectory, grader)
-            answers = [(trajectory.gold_answer or "").strip(), *(negative.text for negative in wrong)]
-            (scored,) = score_levels(model, [trajectory], [answers], arguments.contexts, templates, steps_too=True)
-            row: dict[str, Any] = {
-                "id": trajectory.id,
-                "answers": answers,
-                "kinds": ["gold", *(each.kind for each in wrong)],
-            }
-            if scored.levels is None:
-                row["error"] = str(scored.error)
-            else:
-                row["levels"] = scored.levels.to_json()
-            row["seconds"] = round(scored.cost.seconds, 3)
-            row["tokens"] = scored.cost.tokens_scored
-            file.write(json.dumps(row) + "\n")
+        for start in range(0, len(todo), arguments.at_a_time):
+            some = todo[start : start + arguments.at_a_time]
+            wrong = [wrong_answers(each, grader) for each in some]
+            answers = [
+                [(each.gold_answer or "").strip(), *(negative.text for negative in own)]
+                for each, own in zip(some, wrong, strict=True)
+            ]
+            levels = score_levels(model, some, answers, arguments.contexts, templates, steps_too=True)
+            for trajectory, own_answers, own, scored in zip(some, answers, wrong, levels, strict=True):
+                row: dict[str, Any] = {
+                    "id": trajectory.id,
+                    "answers": own_answers,
+                    "kinds": ["gold", *(each.kind for each in own)],
+                }
+                if scored.levels is None:
+                    row["error"] = str(scored.error)
+                else:
+                    row["levels"] = scored.levels.to_json()
+                row["seconds"] = round(scored.cost.seconds, 4)
+                row["tokens"] = scored.cost.tokens_scored
+                file.write(json.dumps(row) + "\n")
             file.flush()
-            print(f"\r{number}/{len(todo)}, {time.monotonic() - began:.0f} s", end="", file=sys.stderr)
+            print(f"\r{start + len(some)}/{len(todo)}, {time.monotonic() - began:.0f} s", end="", file=sys.stderr)
     print(file=sys.stderr)
 
 

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from cpmi.models import decoding
 from cpmi.models.hf import HFModel
+from cpmi.models.sampling import Penalty, Row
 from cpmi.models.shares import shares
 from cpmi.protocols import Prompt, Sampled, SamplingParams
 from tiny_models import CONFIGS, CONTEXT, VOCABULARY, WINDOW, byte_tokenizer, metaspace_tokenizer, tiny_model
@@ -532,3 +534,21 @@ def test_sampling_ends_with_the_context() -> None:
     assert sample_one(model, "x" * (CONTEXT - 2), max_tokens=9)[1] == 2
     (sampled,) = model.sample([Prompt("x" * CONTEXT, 0)], 2, SamplingParams(max_tokens=9))
     assert sampled == Sampled((), error=f"too long: {CONTEXT} tokens leave no room in the model's context of {CONTEXT}")
+
+
+def test_the_penalty_is_that_of_transformers_whatever_rows_come_and_go() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = Penalty(1.3), RepetitionPenaltyLogitsProcessor(1.3)
+    rows = [Row(0, rng.integers(0, 50, rng.integers(1, 9)).tolist(), 1, 99, str(i)) for i in range(4)]
+    for step in range(30):
+        scores = torch.tensor(rng.normal(size=(len(rows), 50)), dtype=torch.float32)
+        expected = torch.cat([theirs(torch.tensor([row.tokens]), scores[i : i + 1]) for i, row in enumerate(rows)])
+        assert torch.equal(ours(scores, rows), expected)
+        if step % 7 == 3:  # as when memory ran out and a step is done again
+            assert torch.equal(ours(scores, rows), expected)
+        for row in rows:
+            row.tokens.append(int(rng.integers(0, 50)))
+        if step % 3 == 1:
+            rows.pop(int(rng.integers(len(rows))))
+        if step % 4 == 1 or not rows:
+            rows += [Row(0, rng.integers(0, 50, 5).tolist(), 1, 99, f"new {step}") for _ in range(2)]

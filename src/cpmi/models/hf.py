@@ -51,10 +51,12 @@ _BATCH_TOKENS_ELSEWHERE = 4096
 _BATCH_TOKENS_FLEX = 16_384  # one kernel for all trees of a row, whatever their number
 
 # Completions sampled at a time (measured on CPU: 64 make a third more tokens per second than 32), the
-# tokens of all of them, and those of a prompt in one forward pass.
+# tokens of all of them (on CUDA: what this share of the free memory holds the states of), and those of a prompt in one
+# forward pass.
 _ROWS = {"cpu": 64}
-_ROWS_ELSEWHERE = 256
+_ROWS_ELSEWHERE = 512
 _DECODED_TOKENS = 131_072
+_STATES_SHARE = 0.4
 _PROMPT_TOKENS = 2048
 
 _PLAINLY = "scoring plainly, one sequence per answer (same numbers, slower)"
@@ -96,7 +98,7 @@ class HFModel:
         chunk = batch_tokens or _PROMPT_TOKENS
         self._batch_limits = BatchLimits(
             min(_ROWS.get(self._device.type, _ROWS_ELSEWHERE), batch_tokens or sys.maxsize),
-            _DECODED_TOKENS,
+            _decoded_tokens(model),
             chunk if self._forward.keeps_logits else min(chunk, rows),
         )
         if reason := self._probe():
@@ -329,6 +331,19 @@ class HFModel:
             return Decoder(self._model, self._batch_limits, note)
         note(f"{self._no_batch}; sampling one prompt at a time (same completions, slower)")
         return Generator(self._model, self._tokenizer.pad_token(), self._batch_limits, note)
+
+
+def _decoded_tokens(model: Any) -> int:
+    """Of how many tokens the keys and values are held at a time."""
+    config = model.config.get_text_config()
+    if model.device.type != "cuda" or not all(hasattr(config, name) for name in ("num_hidden_layers", "hidden_size")):
+        return _DECODED_TOKENS
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    values: int = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * size
+    free, _ = torch.cuda.mem_get_info(model.device)
+    bytes_each: int = values * model.dtype.itemsize
+    return max(_DECODED_TOKENS, int(_STATES_SHARE * free) // bytes_each)
 
 
 class _Work:

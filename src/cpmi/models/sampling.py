@@ -16,7 +16,6 @@ import torch
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -78,9 +77,7 @@ class Picker:
     """Draws each row's next token with the row's own random numbers."""
 
     def __init__(self, params: SamplingParams) -> None:
-        self._penalty: Any = None
-        if params.repetition_penalty != 1:
-            self._penalty = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)
+        self._penalty = None if params.repetition_penalty == 1 else Penalty(params.repetition_penalty)
         self._greedy = params.temperature == 0
         self._warpers: list[LogitsProcessor] = []
         if params.temperature not in (0, 1):
@@ -98,7 +95,7 @@ class Picker:
         """
         scores = logits.float()
         if self._penalty is not None:
-            scores = self._penalty(_histories(rows, scores.device), scores)
+            scores = self._penalty(scores, rows)
         if self._greedy:
             mass, tokens = scores.max(-1)
         else:
@@ -109,11 +106,41 @@ class Picker:
         return picked
 
 
-def _histories(rows: Sequence[Row], device: torch.device) -> torch.Tensor:
-    """(rows, longest) tokens of each row, filled up with one of its own, so that nothing else is penalized."""
-    longest = max(len(row.tokens) for row in rows)
-    filled = [[row.tokens[0]] * (longest - len(row.tokens)) + row.tokens for row in rows]
-    return torch.tensor(filled, device=device)
+class Penalty:
+    """On every token that a row holds already, as Transformers' ``RepetitionPenaltyLogitsProcessor``.
+
+    That one wants all tokens of all rows at every step, which costs more than a step of a GPU. Here it is kept which
+    tokens a row holds, and each step adds the newest.
+    """
+
+    def __init__(self, penalty: float) -> None:
+        self._penalty = penalty
+        self._rows: list[Row] = []
+        self._lengths: list[int] = []
+        self._held = torch.empty(0, 0, dtype=torch.bool)  # (rows, vocabulary)
+
+    def __call__(self, scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+        """(rows, vocabulary) scores, those of tokens that were there divided, or multiplied where they are negative."""
+        self._follow(rows, scores)
+        penalized = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
+        return torch.where(self._held, penalized, scores)
+
+    def _follow(self, rows: Sequence[Row], scores: torch.Tensor) -> None:
+        """Know what these rows hold; they are mostly those of the last call, each a token longer."""
+        known = {id(row): place for place, row in enumerate(self._rows)}
+        places = [known.get(id(row), -1) for row in rows]
+        if len(rows) != len(self._rows) or places != list(range(len(rows))):
+            held = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+            old = [place for place, at in enumerate(places) if at >= 0]
+            if old:
+                held[old] = self._held[[places[place] for place in old]]
+            self._held = held
+        done = [self._lengths[at] if at >= 0 else 0 for at in places]
+        more = [(place, token) for place, row in enumerate(rows) for token in row.tokens[done[place] :]]
+        if more:
+            at, token = torch.tensor(more, device=scores.device).T
+            self._held[at, token] = True
+        self._rows, self._lengths = list(rows), [len(row.tokens) for row in rows]
 
 
 def _draw(scores: torch.Tensor, uniforms: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
