@@ -58,7 +58,7 @@ def pool(options: argparse.Namespace) -> None:
             cpmi("prepare", "zeroeval", options.data / "best_of_n" / file_name, "--output", prepared)
             usable = [each for each in read_trajectories(prepared) if _fits(each, tested)]
             usable.sort(key=lambda each: _hash(each.id))
-            chosen += _balanced(usable, options.count // len(POOLS), grader)
+            chosen += _balanced(usable, options.count // len(POOLS), grader, options.of_each)
     chosen.sort(key=lambda each: _hash(each.id))
     print(write_records(options.work / "pool.jsonl", chosen), "solutions")
 
@@ -69,16 +69,16 @@ def _fits(each: Trajectory, tested: set[str]) -> bool:
     return bool(each.gold_answer) and not known and 3 <= len(each.steps) <= 12 and size <= 1800
 
 
-def _balanced(usable: list[Trajectory], count: int, grader: Grader) -> list[Trajectory]:
-    """Half right and half wrong, at most one of each of a question."""
+def _balanced(usable: list[Trajectory], count: int, grader: Grader, of_each: int) -> list[Trajectory]:
+    """Half right and half wrong, at most so many of each of a question."""
     taken: Counter[str] = Counter()
-    seen: set[tuple[str, str]] = set()
+    seen: Counter[tuple[str, str]] = Counter()
     chosen = []
     for each in usable:
         outcome = known_outcome(each, grader)
         key = (each.question, outcome)
-        if outcome in ("right", "wrong") and taken[outcome] < count // 2 and key not in seen:
-            seen.add(key)
+        if outcome in ("right", "wrong") and taken[outcome] < count // 2 and seen[key] < of_each:
+            seen[key] += 1
             taken[outcome] += 1
             chosen.append(each)
         if taken.total() == count // 2 * 2:
@@ -148,6 +148,7 @@ def main() -> None:
     pools.add_argument("data", type=Path)
     pools.add_argument("work", type=Path)
     pools.add_argument("--count", type=int, default=600)
+    pools.add_argument("--of-each", type=int, default=1, help="right, and wrong, solutions of a question at most")
     pools.set_defaults(run=pool)
     trained = verbs.add_parser("heads")
     trained.add_argument("work", type=Path)

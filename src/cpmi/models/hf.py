@@ -87,7 +87,8 @@ class HFModel:
         self._notes: set[str] = set()
 
         rows = self._forward.max_rows
-        self._settle_flex()
+        if reason := self._forward.attention.flex_left:
+            self._note(f"{name}: FlexAttention {reason}; attending block by block (same numbers, slower)")
         elsewhere = _BATCH_TOKENS_FLEX if self._forward.attention.flex else _BATCH_TOKENS_ELSEWHERE
         tokens = batch_tokens or _BATCH_TOKENS.get(self._device.type, elsewhere)
         self._limits = Limits(tokens, rows)  # of one forward pass
@@ -204,28 +205,6 @@ class HFModel:
         if line not in self._notes:
             self._notes.add(line)
             logger.warning(line)
-
-    def _settle_flex(self) -> None:
-        """Leave FlexAttention where it does not work, or says something else. Untested on CUDA."""
-        attention = self._forward.attention
-        if not attention.flex:
-            return
-        trunk = np.arange(-1, 199)
-        tree = self._tree_of(np.concatenate([trunk, [100, *range(200, 240)], [50, *range(241, 300)]]))
-        try:
-            flexible = self._in_row(tree)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            why = f"does not work here ({str(error).strip().splitlines()[0]})"
-            attention.flex = False
-        else:
-            attention.flex = False
-            difference = np.abs(flexible - self._in_row(tree)).max()
-            why = f"changes its numbers by {difference:.2g}"
-            attention.flex = bool(difference < self._tolerance)
-        if not attention.flex:
-            self._note(f"{self._name}: FlexAttention {why}; attending block by block (same numbers, slower)")
 
     def _probe(self) -> str | None:
         """Why a small tree comes out otherwise than its plain sequences, or None if it does not.

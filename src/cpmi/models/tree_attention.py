@@ -22,6 +22,7 @@ import torch
 
 from cpmi.models.capabilities import Capabilities
 from cpmi.models.masks import tree_masks
+from cpmi.models.memory import is_out_of_memory
 from cpmi.protocols import IntArray
 
 _NAME = "cpmi_tree"  # in Transformers' list of attention functions
@@ -101,7 +102,7 @@ class TreeAttention:
     """
 
     def __init__(self, model: Any, capable: Capabilities, *, block: int = _BLOCK) -> None:
-        """For this model.
+        """For this model; where FlexAttention was to be used and is not, ``flex_left`` says why.
 
         Args:
             block: queries of a block.
@@ -112,9 +113,10 @@ class TreeAttention:
         self._configs = _configs(model)
         # Eager attention is chosen for what only it can do (soft caps, sinks), so it keeps its dense masks.
         self.by_blocks = capable.no_tree is None and model.config._attn_implementation == "sdpa"  # noqa: SLF001
-        self.flex = self.by_blocks and has_flex(model.device)  # whoever finds that it does not work may turn it off
+        self.flex = self.by_blocks and has_flex(model.device)
         if self.by_blocks:
             _register()
+        self.flex_left = self._why_not_flex() if self.flex else None
 
     @contextlib.contextmanager
     def row(self, ends: IntArray, depths: IntArray) -> Iterator[Any]:
@@ -141,6 +143,43 @@ class TreeAttention:
             _current.pop()
             for config, name in zip(self._configs, names, strict=True):
                 config._attn_implementation = name  # noqa: SLF001
+
+    def _why_not_flex(self) -> str | None:
+        """Leave FlexAttention where it fails, or where a small row comes out otherwise than by blocks; the reason.
+
+        It takes no heads of some sizes, and whether it compiles shows only when it does.
+        """
+        room = self._capable.window or 260  # of a deeper row it would not be asked
+        trunk = min(200, room * 3 // 4)
+        branch = min(60, room - trunk)
+        whole, fork = trunk + 2 * branch, trunk // 2
+        ends = np.full(whole, whole)
+        ends[fork + 1 : trunk + branch] = trunk + branch
+        depths = np.concatenate([np.arange(trunk + branch), np.arange(fork + 1, fork + 1 + branch)])
+        try:
+            flexible = self._states(ends, depths)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self.flex = False
+            return f"does not work here ({str(error).strip().splitlines()[0]})"
+        self.flex = False
+        by_blocks = self._states(ends, depths)
+        difference = float((flexible - by_blocks).abs().max() / by_blocks.abs().max())
+        tolerance = 1e-3 if self._model.dtype == torch.float32 else 0.1
+        self.flex = difference < tolerance
+        return None if self.flex else f"changes its numbers by {difference:.2g} of the largest"
+
+    @torch.inference_mode()
+    def _states(self, ends: IntArray, depths: IntArray) -> torch.Tensor:
+        """What the model says of a row of tokens that say nothing, its first output, in float32."""
+        model, device = self._model, self._model.device
+        vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        ids = torch.as_tensor(np.arange(3, 3 + len(ends)) * 7919 % vocabulary, device=device)
+        with self.row(ends, depths) as mask:
+            places = torch.as_tensor(depths, device=device)
+            states: torch.Tensor = model(input_ids=ids[None], attention_mask=mask, position_ids=places[None])[0]
+        return states.float()
 
 
 _current: list[TreePlan] = []  # of the row being computed; Transformers hands nothing of ours to attention functions

@@ -65,6 +65,8 @@ class StateReader:
         self._row_tokens = min(row_tokens, batch_tokens or row_tokens)
         self._capable = capabilities(network.backbone)
         self._attention = TreeAttention(network.backbone, self._capable)
+        if reason := self._attention.flex_left:
+            logger.warning("FlexAttention %s; attending block by block (same numbers, slower)", reason)
         if self._capable.no_tree is None and (difference := self._probe()) is not None:
             self._capable = replace(self._capable, no_tree=difference)
 
