@@ -19,7 +19,8 @@ from cpmi import Trajectory, read_trajectories, write_records
 SETS: dict[str, tuple[int, list[str]]] = {
     "gsm8k": (200, ["processbench", "processbench/gsm8k.jsonl"]),
     "math": (200, ["processbench", "processbench/math.jsonl"]),
-    "olympiad": (100, ["processbench", "processbench/olympiadbench.jsonl", "processbench/omnimath.jsonl"]),
+    "olympiadbench": (200, ["processbench", "processbench/olympiadbench.jsonl"]),
+    "omnimath": (200, ["processbench", "processbench/omnimath.jsonl"]),
     "prm800k": (150, ["prm800k", "prm800k/phase1_test_trajectories.jsonl.gz", "--gold", "math/test.jsonl.gz"]),
     "mr-math": (159, ["mr-math", "reasoneval/mr-math_invalid_errors.jsonl"]),
     "bbm": (

@@ -1,11 +1,14 @@
 """Reward models by the kind of their labels: solutions of many models, labeled in several ways, one head for each.
 
     python experiments/table_prm.py pool ../shared/data WORK --count 600
+    python experiments/table_prm.py human ../shared/data WORK --count 3000
     python experiments/table_prm.py heads WORK --base-model PATH --labeler hf:PATH --processbench pb.jsonl
 
 ``pool`` takes complete solutions of GSM8K and MATH test questions by open-weight models (ZeroEval), half of them
-right, none of a question of ProcessBench's files here. ``heads`` labels them by outcome, CPMI and posterior, trains a
-head on the frozen base model for each kind and size, and judges all on ProcessBench. What is there is not done again.
+right, none of a question of ProcessBench's files here. ``human`` takes solutions of PRM800K's train questions whose
+every step people rated, half with an error: the upper reference. ``heads`` labels by outcome, CPMI and posterior,
+trains a head on the frozen base model for each kind and size, and judges all on ProcessBench. What is there is not done
+again.
 """
 
 from __future__ import annotations
@@ -47,10 +50,7 @@ def cpmi(*arguments: str | Path) -> str:
 def pool(options: argparse.Namespace) -> None:
     """Write WORK/pool.jsonl, in an order in which every beginning is a mix."""
     options.work.mkdir(parents=True, exist_ok=True)
-    tested: set[str] = set()
-    for file in sorted((options.data / "processbench").glob("*.jsonl")):
-        rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-        tested |= {"".join(row["problem"].split()) for row in rows}
+    tested = _tested(options.data)
     chosen: list[Trajectory] = []
     with Grader() as grader:
         for name, file_name in POOLS.items():
@@ -63,10 +63,43 @@ def pool(options: argparse.Namespace) -> None:
     print(write_records(options.work / "pool.jsonl", chosen), "solutions")
 
 
+def human(options: argparse.Namespace) -> None:
+    """Write WORK/human.jsonl: at most four with an error, and four without, of a question."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    tested = _tested(options.data)
+    prepared = options.work / "prm800k-train.jsonl"
+    cpmi("prepare", "prm800k", options.data / "prm800k/phase1_train_trajectories.jsonl.gz", "--output", prepared)
+    taken: Counter[bool] = Counter()
+    seen: Counter[tuple[str, bool]] = Counter()
+    chosen: dict[tuple[str, ...], Trajectory] = {}
+    for each in sorted(read_trajectories(prepared), key=lambda each: _hash(each.id)):
+        wrong, told = each.first_error is not None, None not in (each.step_labels or (None,))
+        key = (each.question, wrong)
+        if told and _short(each, tested) and taken[wrong] < options.count // 2 and seen[key] < 4:
+            if each.steps not in chosen:
+                seen[key] += 1
+                taken[wrong] += 1
+            chosen.setdefault(each.steps, each)
+    print(write_records(options.work / "human.jsonl", chosen.values()), "solutions")
+
+
+def _tested(data: Path) -> set[str]:
+    """ProcessBench's questions, without white space."""
+    tested: set[str] = set()
+    for file in sorted((data / "processbench").glob("*.jsonl")):
+        rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        tested |= {"".join(row["problem"].split()) for row in rows}
+    return tested
+
+
 def _fits(each: Trajectory, tested: set[str]) -> bool:
+    return bool(each.gold_answer) and _short(each, tested)
+
+
+def _short(each: Trajectory, tested: set[str]) -> bool:
     size = sum(map(len, (each.question, *each.steps)))
     known = "".join(each.question.split()) in tested
-    return bool(each.gold_answer) and not known and 3 <= len(each.steps) <= 12 and size <= 1800
+    return not known and 3 <= len(each.steps) <= 12 and size <= 1800
 
 
 def _balanced(usable: list[Trajectory], count: int, grader: Grader, of_each: int) -> list[Trajectory]:
@@ -150,6 +183,11 @@ def main() -> None:
     pools.add_argument("--count", type=int, default=600)
     pools.add_argument("--of-each", type=int, default=1, help="right, and wrong, solutions of a question at most")
     pools.set_defaults(run=pool)
+    humans = verbs.add_parser("human")
+    humans.add_argument("data", type=Path)
+    humans.add_argument("work", type=Path)
+    humans.add_argument("--count", type=int, default=3000)
+    humans.set_defaults(run=human)
     trained = verbs.add_parser("heads")
     trained.add_argument("work", type=Path)
     trained.add_argument("--base-model", required=True)
