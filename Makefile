@@ -5,6 +5,7 @@
 # make faults-ray   twenty faults on a Ray cluster of this machine: actors, the desk, the raylet, the command (minutes)
 # make faults-vllm   five faults on a vLLM engine, mostly its process killed (make vllm-env and test-vllm first; minutes)
 # make test-browser   the tests of the report page in Debian's Chromium (apt-get install --no-install-recommends chromium)
+# make test-cuda   the tests that need a GPU which torch can use (elsewhere they are skipped)
 # make test-vllm   the tests of the vLLM engine, on CPU, in an environment of their own (make vllm-env: about 5 minutes)
 # make test-ray   all tests on a local Ray cluster of several processes; make test has a few of them (about 4 minutes)
 # make bench-serve   serving against calling the model, and hostile clients; PRM=FOLDER TRAJECTORIES=FILE choose what (minutes)
@@ -24,7 +25,7 @@ PRM ?= prm
 FAULTS ?= 100
 SEED ?= 0
 
-.PHONY: demo test lint pytest fuzz faults faults-ray faults-vllm bench bench-serve clean vllm-env test-vllm test-ray test-browser
+.PHONY: demo test lint pytest fuzz faults faults-ray faults-vllm bench bench-serve clean vllm-env test-vllm test-ray test-browser test-cuda
 
 demo: $(VENV)/.demo
 	rm -rf demo/run
@@ -58,6 +59,9 @@ faults-vllm: $(VENV)/.test
 test-browser: $(VENV)/.test
 	command -v chromium
 	$(BIN)/python -m pytest -m browser tests/test_report_browser.py
+
+test-cuda: $(VENV)/.test
+	$(BIN)/python -m pytest -m cuda tests/test_cuda.py
 
 test-ray: $(VENV)/.test
 	$(BIN)/python -m pytest -m "" tests/test_ray.py tests/test_docs.py

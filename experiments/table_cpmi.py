@@ -93,7 +93,8 @@ def main() -> None:
         for normalization in get_args(Normalization):
             found = cpmi(scored, context, normalization=normalization)
             table.add(f"context: {context}, {normalization}", figures(scored, found))
-    table.add("context: level after the prefix", figures(scored, level(scored)))
+    if "cumulative" in every_context:
+        table.add("context: level after the prefix", figures(scored, level(scored)))
     for kinds in KINDS:
         table.add(f"wrong answers: {kinds}", figures(scored, cpmi(scored, kinds=kinds)))
     for count in (1, 2, 4):

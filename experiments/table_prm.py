@@ -20,6 +20,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,29 @@ from cpmi.benchmarks.baselines import known_outcome
 from cpmi.grader import Grader
 
 POOLS = {"gsm8k": "zeroeval_gsm8k_pool.jsonl.gz", "math": "zeroeval_math_l5_pool.jsonl.gz"}
-KINDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "outcome": (("--method", "outcome"), "identity"),
-    "cpmi": (("--method", "cpmi", "--template-set", "cues"), "quantile-sigmoid"),
-    "posterior": (("--method", "posterior"), "identity"),
-    "posterior, quantile-sigmoid": (("--method", "posterior"), "quantile-sigmoid"),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Labels, and how they become targets.
+
+    Attributes:
+        labels: ``outcome``, ``posterior``; ``gain``: CPMI (marginal, summed), which the records of the posterior hold
+            as one of their terms; ``human``: of PRM800K.
+    """
+
+    labels: str
+    normalizer: str
+
+
+KINDS = {
+    "outcome": Kind("outcome", "identity"),
+    "CPMI, quantile-sigmoid": Kind("gain", "quantile-sigmoid"),
+    "posterior, identity": Kind("posterior", "identity"),
+    "posterior, quantile-sigmoid": Kind("posterior", "quantile-sigmoid"),
+    "posterior, conditional": Kind("posterior", "conditional"),
+    "human labels of PRM800K": Kind("human", ""),
 }
-"""How each kind is labeled, and how its rewards become targets."""
 
 
 def cpmi(*arguments: str | Path) -> str:
@@ -128,39 +145,57 @@ def heads(options: argparse.Namespace) -> None:
     folder: Path = options.work / "heads"
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for kind, (method, normalizer) in KINDS.items():
-        run = options.work / f"labels-{kind.partition(',')[0]}"
-        model = () if "outcome" in method else ("--model", options.labeler)
-        if not next(run.glob("*.done"), None):
-            cpmi("label", options.work / "pool.jsonl", *method, *model, "--output", run)
-        seconds = [record.cost.seconds for record in read_rewards(run)]
+    for kind in options.kinds:
+        seconds = _labeled(options, KINDS[kind].labels)
         for size in options.sizes:
-            rows.append(_row(options, folder, kind, run, normalizer, size, sum(seconds) / len(seconds)))
-            print(json.dumps(rows[-1]), flush=True)
+            for seed in options.seeds:
+                rows.append(_row(options, folder, kind, size, seed, seconds))
+                print(json.dumps(rows[-1]), flush=True)
     RESULTS.mkdir(exist_ok=True)
     command = "python experiments/table_prm.py heads WORK " + " ".join(
-        Path(word).name if "/" in word else word for word in sys.argv[3:]
+        Path(word).name if "/" in word else repr(word) if " " in word else word for word in sys.argv[3:]
     )
-    (RESULTS / "prm.json").write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+    (RESULTS / f"{options.name}.json").write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+
+
+def _labels_file(work: Path, labels: str) -> Path:
+    return work / {"human": "human.jsonl", "gain": "labels-gain.jsonl"}.get(labels, f"labels-{labels}")
+
+
+def _labeled(options: argparse.Namespace, labels: str) -> float | None:
+    """Make sure that the labels are there; the seconds that one took, where they were computed."""
+    run = _labels_file(options.work, labels)
+    if labels == "human":
+        return None
+    if labels == "gain":
+        seconds = _labeled(options, "posterior")
+        if not run.exists():
+            records = read_rewards(_labels_file(options.work, "posterior"))
+            write_records(run, (replace(each, rewards=each.terms["gain"], source="cpmi", terms={}) for each in records))
+        return seconds
+    if not next(run.glob("*.done"), None):
+        model = () if labels == "outcome" else ("--model", options.labeler, "--templates", "1")
+        cpmi("label", options.work / "pool.jsonl", "--method", labels, *model, "--output", run)
+    each = [record.cost.seconds for record in read_rewards(run)]
+    return round(sum(each) / len(each), 4)
 
 
 def _row(
-    options: argparse.Namespace, folder: Path, kind: str, run: Path, normalizer: str, size: int, seconds: float
+    options: argparse.Namespace, folder: Path, kind: str, size: int, seed: int, seconds: float | None
 ) -> dict[str, Any]:
-    name = f"{kind.replace(', ', '-')}-{size}"
-    pool_file, targets, prm, scored = (folder / f"{name}{end}" for end in (".first.jsonl", ".targets.jsonl", "", ".pb"))
-    wanted = [each.id for each in islice(read_trajectories(options.work / "pool.jsonl"), size)]
-    if not targets.exists():
-        ids = set(wanted)
-        write_records(pool_file, (each for each in read_rewards(run) if each.trajectory_id in ids))
-        told = ("--trajectories", options.work / "pool.jsonl", "--normalizer", normalizer)
-        cpmi("targets", pool_file, *told, "--output", targets)
+    name = f"{kind.replace(', ', '-').replace(' ', '-')}-{size}-{seed}"
+    first, targets, prm, scored = (folder / f"{name}{end}" for end in (".first.jsonl", ".targets.jsonl", "", ".pb"))
+    n = _targets(options, KINDS[kind], size, first, targets)
     features = ("--features", options.features or options.work / "features")
-    if not prm.exists():
-        cpmi("train", targets, "--base-model", options.base_model, *features, "--held-out", "0.2", "--output", prm)
-    cpmi("score", options.processbench, "--prm", prm, *features, "--output", scored)
+    if not (prm / "training.json").exists():
+        told = ("--base-model", options.base_model, *features, "--held-out", "0.1", "--seed", str(seed))
+        cpmi("train", targets, *told, "--output", prm)
+    if not next(scored.glob("*.done"), None):
+        cpmi("score", options.processbench, "--prm", prm, *features, "--output", scored)
+        for weights in prm.glob("*.safetensors"):  # with the decoder's, gigabytes; the head can be trained again
+            weights.unlink()
     report = json.loads((prm / "training.json").read_text())["report"]
-    row: dict[str, Any] = {"row": kind, "n": len(wanted), "seconds": round(seconds, 2)}
+    row: dict[str, Any] = {"row": kind, "n": n, "seed": seed, "seconds": seconds}
     row |= {"loss": round(report["best_loss"], 4), "constant": round(report["constant_loss"], 4)}
     for protocol in ("gsm8k-tuned", "fixed-0.5", "oracle"):
         found = json.loads(cpmi("evaluate", "processbench", "--rewards", scored, "--json", "--threshold", protocol))
@@ -171,6 +206,23 @@ def _row(
                     None if f1[key] is None else round(100 * f1[key], 1) for key in ("value", "low", "high")
                 ]
     return row
+
+
+def _targets(options: argparse.Namespace, kind: Kind, size: int, first: Path, targets: Path) -> int:
+    """Write the targets of the first ``size`` trajectories; how many that are."""
+    labels = _labels_file(options.work, kind.labels)
+    if kind.labels == "human":
+        wanted = list(islice(read_trajectories(labels), size))
+        if not targets.exists():
+            write_records(first, wanted)
+            cpmi("targets", first, "--from-labels", "--output", targets)
+        return len(wanted)
+    ids = {each.id for each in islice(read_trajectories(options.work / "pool.jsonl"), size)}
+    if not targets.exists():
+        write_records(first, (each for each in read_rewards(labels) if each.trajectory_id in ids))
+        told = ("--trajectories", options.work / "pool.jsonl", "--normalizer", kind.normalizer)
+        cpmi("targets", first, *told, "--output", targets)
+    return len(ids)
 
 
 def main() -> None:
@@ -195,6 +247,9 @@ def main() -> None:
     trained.add_argument("--processbench", type=Path, required=True)
     trained.add_argument("--features", type=Path)
     trained.add_argument("--sizes", type=int, nargs="+", default=[150, 600])
+    trained.add_argument("--seeds", type=int, nargs="+", default=[0])
+    trained.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    trained.add_argument("--name", default="prm", help="of the file in experiments/results")
     trained.set_defaults(run=heads)
     options = parser.parse_args()
     options.run(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -140,6 +141,10 @@ def test_a_line_that_is_no_object_is_refused(tmp_path: Path, value: Any) -> None
         ({"targets": 0.5}, "field 'targets' must be a list"),
         ({"targets": {"0": 1}}, "field 'targets' must be a list"),
         ({"rewards": "none"}, "field 'rewards' must be a list"),
+        ({"weights": 1}, "field 'weights' must be a list"),
+        ({"weights": [1]}, "1 weights for 2 steps"),
+        ({"weights": [1, -0.5]}, "weights must be finite numbers of at least 0, not -0.5"),
+        ({"weights": [1, None]}, "weights must be finite numbers of at least 0, not None"),
         ({"steps": "Add."}, "field 'steps' must be a list"),
         ({"steps": ["Add.", 5]}, "field 'steps' must be a list of texts"),
         ({"question": " "}, "field 'question' must be a text that is not empty"),
@@ -301,6 +306,23 @@ def test_steps_count_alike_unless_nobody_judged_them() -> None:
     rows = [row([0.5, None, 0.0]), row([]), row([None]), row([1.0])]
     assert weighed(rows) == [[1, 0, 1], [], [0], [1]]
     assert weighed([]) == []
+
+
+def test_the_weights_of_a_row_count_beside_those_of_the_settings() -> None:
+    """1 1/2 and 1/2 have the mean 2/3; a step without a target counts nothing, whatever its weight."""
+    given = [dataclasses.replace(row([1, 0, None]), weights=(1.0, 0.5, 9.0)), row([]), row([0.5])]
+    given[2] = dataclasses.replace(given[2], weights=(0.5,))
+    assert weighed(given) == [near(1.5, 0.75, 0), [], near(0.75)]
+    assert weighed(given[:1], ambiguous=(-0.1, 0.1)) == [[1, 0, 0]]
+    assert weighed([given[0], row([1.0])]) == [near(1.2, 0.6, 0), near(1.2)]
+
+
+def test_a_row_is_cut_with_its_weights(tmp_path: Path) -> None:
+    path = lines(tmp_path / "t.jsonl", GOOD | {"weights": [1, 0.25]})
+    (read,) = read_targets(path)
+    cut = read.first_steps(1)
+    assert (cut.steps, cut.targets, cut.rewards, cut.weights) == (("Add.",), (0.75,), (-1.5,), (1,))
+    assert read.weights == (1, 0.25)
 
 
 def test_weights_by_reward() -> None:

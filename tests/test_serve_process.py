@@ -143,6 +143,9 @@ def test_the_client_says_when_an_answer_breaks_off() -> None:
             with connection:
                 connection.recv(65536)
                 connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + line.encode() + b"\n")
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):  # to close on what was not read would reset the connection
+                    pass
 
         thread = threading.Thread(target=answer)
         thread.start()

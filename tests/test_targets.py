@@ -76,6 +76,36 @@ def test_a_threshold_and_the_identity() -> None:
     np.testing.assert_array_equal(mapped("identity", [5], [0.25]), [0.25])
 
 
+def test_a_conditional_target_is_the_reward_over_the_one_before() -> None:
+    np.testing.assert_allclose(mapped("conditional", [0.5, 1.0], [0.8, 0.4, 0.4, 0.1]), [0.8, 0.5, 1, 0.25])
+    # A reward that rises (none of the posterior does) is no probability above 1; behind a sure error nothing is told.
+    np.testing.assert_allclose(mapped("conditional", [0.5, 1.0], [0.2, 0.4, 0.0, 0.0]), [0.2, 1, 0, np.nan])
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=8))
+def test_conditional_targets_and_their_weights_hold_the_posterior(steps: list[float]) -> None:
+    """Multiplied up they are the rewards again, and a sure first error has the weights of a person's labels."""
+    survival: FloatArray = np.asarray(np.cumprod(steps), dtype=np.float64)
+    made = fit(sample(list(survival)), TargetSettings("conditional"))
+    targets, weights = made(survival), made.weights(survival)
+    assert targets is not None
+    assert weights is not None
+    np.testing.assert_allclose(np.cumprod(targets), survival)
+    np.testing.assert_allclose(targets * weights, survival)
+    sure = np.array([1.0, 1.0, 0.0, 0.0])
+    wrong = made(sure)
+    assert wrong is not None
+    np.testing.assert_array_equal(wrong, [1, 1, 0, np.nan])
+    np.testing.assert_array_equal(made.weights(sure), [1, 1, 1, 0])
+
+
+def test_conditional_takes_probabilities_alone() -> None:
+    with pytest.raises(InputError, match="conditional takes probabilities"):
+        fit(sample([0.5, 1.5]), TargetSettings("conditional"))
+    with pytest.raises(InputError, match="conditional takes probabilities"):
+        fit(sample([0.5, 1.0]), TargetSettings("conditional"))(np.array([-0.1]))
+
+
 def test_isotonic_pools_what_falls() -> None:
     """Labels 0 1 0 1 at rewards 1 2 3 4: 2 and 3 are pooled to a half."""
     found = mapped("isotonic", [1, 2, 3, 4], [0, 1, 2, 2.5, 3, 4, 9], labels=[0, 1, 0, 1])
@@ -96,7 +126,7 @@ def test_platt_is_calibrated_where_it_was_fitted() -> None:
 numbers = st.lists(st.floats(-100, 100).map(lambda x: round(x, 3)), min_size=5, max_size=50)
 
 
-@given(numbers, st.sampled_from(sorted(set(NORMALIZERS) - {"isotonic", "platt"})))
+@given(numbers, st.sampled_from(sorted(set(NORMALIZERS) - {"isotonic", "platt", "conditional"})))
 def test_targets_never_turn_rewards_around(rewards: list[float], normalizer: str) -> None:
     try:
         found = fit(sample(rewards), TargetSettings(normalizer))
@@ -223,7 +253,7 @@ def test_runs_of_several_methods_have_maps_of_their_own(cpmi: Any) -> None:
 
 
 def test_each_source_gets_what_suits_it_unless_it_is_named(cpmi: Any) -> None:
-    """Probabilities stay as they are; the map names what it is, not that it was found automatically."""
+    """The map names what it is, not that it was found automatically."""
     write_records(
         Path("p.jsonl"), [StepRewards("one", (0.75, 0.25), "posterior"), StepRewards("two", (0.5,), "posterior")]
     )
@@ -231,14 +261,17 @@ def test_each_source_gets_what_suits_it_unless_it_is_named(cpmi: Any) -> None:
     assert code == 0
     assert out.splitlines()[1:] == [
         "  cpmi: quantile-sigmoid, fitted to 3 rewards -> targets.maps.json",
-        "  posterior: identity, fitted to 3 rewards -> targets.maps.json",
+        "  posterior: conditional, fitted to 3 rewards -> targets.maps.json",
     ]
     maps = read_maps(Path("targets.maps.json"))
     assert {source: each.normalizer for source, each in maps.items()} == {
         "cpmi": "quantile-sigmoid",
-        "posterior": "identity",
+        "posterior": "conditional",
     }
-    assert [row["targets"] for row in rows("targets.jsonl") if row["source"] == "posterior"] == [[0.75, 0.25], [0.5]]
+    made = [row for row in rows("targets.jsonl") if row["source"] == "posterior"]
+    assert [row["targets"] for row in made] == [[0.75, 1 / 3], [0.5]]
+    assert [row["weights"] for row in made] == [[1.0, 0.75], [1.0]]
+    assert {json.dumps(row["weights"]) for row in rows("targets.jsonl") if row["source"] == "cpmi"} == {"null"}
     cpmi("r.jsonl", "--normalizer", "quantile-sigmoid", "--output", "named.jsonl")
     assert read_maps(Path("named.maps.json"))["cpmi"] == maps["cpmi"]
     cpmi("p.jsonl", "--normalizer", "quantile-sigmoid", "--output", "other.jsonl")
@@ -310,7 +343,7 @@ def test_dropped_rewards_are_not_calibrated_on() -> None:
 
 def test_maps_survive_their_file(tmp_path: Path) -> None:
     write_records(tmp_path / "t.jsonl", TRAJECTORIES)
-    write_records(tmp_path / "r.jsonl", [StepRewards("one", (1.0, -1.0), "a"), StepRewards("two", (3.0,), "a")])
+    write_records(tmp_path / "r.jsonl", [StepRewards("one", (1.0, 0.25), "a"), StepRewards("two", (0.5,), "a")])
     for normalizer in NORMALIZERS:
         report = write_targets(
             [tmp_path / "r.jsonl"], tmp_path / "o.jsonl", TargetSettings(normalizer), trajectories=tmp_path / "t.jsonl"

@@ -14,13 +14,13 @@ import numpy as np
 from cpmi.errors import InputError, require, unknown_name
 from cpmi.protocols import BoolArray, FloatArray
 
-Squash = Literal["none", "sigmoid", "tanh", "table", "step"]
+Squash = Literal["none", "sigmoid", "tanh", "table", "step", "conditional"]
 
 _QUANTILES = 1001  # of a table
 _TAIL = 0.01  # of the rewards that the quantile sigmoid sends below EPS, and above 1 - EPS
 EPS = 0.01
 AUTO = "auto"  # the normalizer that suits the source, see ``normalizer_for``
-_PROBABILITIES = ("posterior",)  # sources whose rewards are probabilities already
+_SURVIVALS = ("posterior",)  # sources whose rewards are probabilities that no step so far is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class FittedMap:
         normalizer: its name, one of ``NORMALIZERS``.
         source: the ``StepRewards.source`` it was fitted to.
         n: the number of rewards it was fitted to.
-        squash: ``none``, ``sigmoid``, ``tanh``; ``table``: interpolate in ``x``, ``y``; ``step``: 1 above 0, else 0.
+        squash: ``none``, ``sigmoid``, ``tanh``; ``table``: interpolate in ``x``, ``y``; ``step``: 1 above 0, else 0;
+            ``conditional``: each reward over the one before it (1 before the first step).
         low, high: rewards are clipped to these, or (``drop``) trajectories with others are left out; None: no bound.
         x, y: of a table, ascending.
     """
@@ -49,19 +50,49 @@ class FittedMap:
     y: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.squash != "table" and self.squash not in _SQUASH:
-            raise unknown_name("squash of a map", self.squash, (*_SQUASH, "table"))
+        if self.squash not in (*_SQUASH, "table", "conditional"):
+            raise unknown_name("squash of a map", self.squash, (*_SQUASH, "table", "conditional"))
         if len(self.x) != len(self.y) or (self.squash == "table") != bool(self.x):
             raise InputError(f"the map of {self.source} has {len(self.x)} and {len(self.y)} points in its table")
 
     def __call__(self, rewards: FloatArray) -> FloatArray | None:
-        """(steps,) targets; None where an outlier is to be dropped."""
+        """(steps,) targets of one trajectory, NaN where there is none; None where an outlier is to be dropped.
+
+        Raises:
+            InputError: ``conditional``, and a reward is no probability.
+        """
         low = -np.inf if self.low is None else self.low
         high = np.inf if self.high is None else self.high
         if self.drop and ((rewards < low) | (rewards > high)).any():
             return None
         z = self.slope * np.clip(rewards, low, high) + self.offset
+        if self.squash == "conditional":
+            _check_probabilities(self.source, z)
+            before = _before(z)
+            ratios = np.divide(z, before, out=np.full(len(z), np.nan), where=before > 0)
+            return np.asarray(np.minimum(ratios, 1.0))
         return _SQUASH[self.squash](z) if self.squash != "table" else np.interp(z, self.x, self.y)
+
+    def weights(self, rewards: FloatArray) -> FloatArray | None:
+        """(steps,) how much each target counts, None where all count alike.
+
+        A conditional target tells something only where the steps before it are right, so it counts as the probability
+        of that: the expected log-likelihood of the first wrong step. People's labels are the case of certainty.
+        """
+        return _before(rewards) if self.squash == "conditional" else None
+
+
+def _before(survival: FloatArray) -> FloatArray:
+    """(steps,) the probability that no step before this one is wrong."""
+    return np.concatenate([np.ones(1), survival[:-1]])
+
+
+def _check_probabilities(source: str, rewards: FloatArray) -> None:
+    if ((rewards < 0) | (rewards > 1)).any():
+        raise InputError(
+            f"{source}: conditional takes probabilities, such as the posterior's; these rewards reach from "
+            f"{rewards.min():g} to {rewards.max():g}; use quantile-sigmoid"
+        )
 
 
 def _sigmoid(z: FloatArray) -> FloatArray:
@@ -258,6 +289,13 @@ def _identity(sample: Sample, settings: TargetSettings) -> Shape:
     return {}
 
 
+def _conditional(sample: Sample, settings: TargetSettings) -> Shape:
+    """P(this step is right | all before it are) from P(all up to this one are)."""
+    del settings
+    _check_probabilities(sample.source, sample.rewards)
+    return {"squash": "conditional"}
+
+
 NORMALIZERS: dict[str, Callable[[Sample, TargetSettings], Shape]] = {
     "zscore-sigmoid": _zscore("sigmoid"),
     "quantile-sigmoid": _quantile_sigmoid,
@@ -269,17 +307,18 @@ NORMALIZERS: dict[str, Callable[[Sample, TargetSettings], Shape]] = {
     "isotonic": _isotonic,
     "platt": _platt,
     "identity": _identity,
+    "conditional": _conditional,
 }
 
-_NEEDS_NO_SPREAD = ("threshold", "identity")
+_NEEDS_NO_SPREAD = ("threshold", "identity", "conditional")
 
 
 def normalizer_for(source: str, asked: str = AUTO) -> str:
-    """The name in ``NORMALIZERS`` that is meant for the rewards of a source; ``auto``: as they are, if these are
-    probabilities already, else ``quantile-sigmoid``."""
+    """The name in ``NORMALIZERS`` that is meant for the rewards of a source; ``auto``: ``conditional`` for the
+    posterior's, else ``quantile-sigmoid`` (docs/results.md has the evidence)."""
     if asked != AUTO:
         return asked
-    return "identity" if source in _PROBABILITIES else "quantile-sigmoid"
+    return "conditional" if source in _SURVIVALS else "quantile-sigmoid"
 
 
 def fit(sample: Sample, settings: TargetSettings) -> FittedMap:

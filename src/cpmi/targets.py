@@ -31,7 +31,8 @@ from cpmi.records import (
 )
 
 _COLUMNS: dict[str, Column] = {
-    "id": "text", "question": "text", "steps": "texts", "targets": "numbers", "rewards": "numbers", "source": "text",
+    "id": "text", "question": "text", "steps": "texts", "targets": "numbers", "weights": "numbers",
+    "rewards": "numbers", "source": "text",
 }  # fmt: skip
 
 
@@ -63,8 +64,8 @@ def write_targets(
 ) -> TargetReport:
     """Write the targets of runs to one file that holds all a trainer needs, and their maps beside it.
 
-    A row: ``id``, ``question``, ``steps``, ``targets`` and ``rewards`` (a number per step each), ``source``. The
-    maps go to ``maps_path(output)``.
+    A row: ``id``, ``question``, ``steps``, ``targets``, ``weights`` (null: all count alike) and ``rewards`` (a number
+    per step each), ``source``. The maps go to ``maps_path(output)``.
 
     Args:
         trajectories: the labeled trajectories, if they are not where the runs found them.
@@ -126,6 +127,7 @@ def write_label_targets(files: Sequence[Path], output: Path) -> TargetReport:
             "question": trajectory.question,
             "steps": list(trajectory.steps),
             "targets": numbers,
+            "weights": None,
             "rewards": numbers,
             "source": HUMAN,
         }
@@ -166,13 +168,16 @@ def _sample(source: str, able: Sequence[tuple[StepRewards, Trajectory]]) -> Samp
 
 def _rows(able: Sequence[tuple[StepRewards, Trajectory]], fitted: Mapping[str, FittedMap]) -> Iterator[dict[str, JSON]]:
     for record, trajectory in able:
-        targets = fitted[record.source](np.array(record.rewards, dtype=np.float64))
+        rewards = np.array(record.rewards, dtype=np.float64)
+        targets = fitted[record.source](rewards)
         if targets is not None:
+            weights = fitted[record.source].weights(rewards)
             yield {
                 "id": trajectory.id,
                 "question": trajectory.question,
                 "steps": list(trajectory.steps),
-                "targets": targets.tolist(),
+                "targets": [None if np.isnan(target) else target for target in targets.tolist()],
+                "weights": None if weights is None else weights.tolist(),
                 "rewards": list(record.rewards),
                 "source": record.source,
             }

@@ -13,7 +13,7 @@ from cpmi.errors import InputError
 # The same names as in cpmi.normalizers, which is not imported here: it loads numpy.
 Normalizer = Literal[
     "auto", "quantile-sigmoid", "zscore-sigmoid", "mad-sigmoid", "mad-tanh", "rank", "standardize", "threshold",
-    "isotonic", "platt", "identity",
+    "isotonic", "platt", "identity", "conditional",
 ]  # fmt: skip
 
 
@@ -24,9 +24,7 @@ def targets(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .jsonl, .jsonl.gz or .parquet.")],
     normalizer: Annotated[
         Normalizer,
-        typer.Option(
-            help="How rewards become targets; auto: identity for posterior (probabilities), else quantile-sigmoid."
-        ),
+        typer.Option(help="How rewards become targets; auto: conditional for posterior, else quantile-sigmoid."),
     ] = "auto",
     temperature: Annotated[float, typer.Option(help="Divides a standardized reward before it is squashed.")] = 1.0,
     at: Annotated[float, typer.Option(help="Of threshold: targets are 1 above it.")] = 0.0,

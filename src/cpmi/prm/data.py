@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ class TargetRow:
         targets: a finite number per step; None where a step is not annotated.
         rewards: what the targets were made of; None where there is nothing.
         source: what made the rewards.
+        weights: how much each step counts, at least 0; None: all alike.
     """
 
     id: str
@@ -32,6 +33,7 @@ class TargetRow:
     targets: tuple[float | None, ...]
     rewards: tuple[float | None, ...]
     source: str
+    weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("targets", "rewards"):
@@ -41,10 +43,27 @@ class TargetRow:
             for value in values:
                 if value is not None and not _is_number(value):
                     raise InputError(f"{name} must be finite numbers or null, not {value!r:.40}")
+        if self.weights is not None:
+            if len(self.weights) != len(self.steps):
+                raise InputError(f"{len(self.weights)} weights for {len(self.steps)} steps")
+            for value in self.weights:
+                if not _is_number(value) or value < 0:
+                    raise InputError(f"weights must be finite numbers of at least 0, not {value!r:.40}")
 
     @property
     def trajectory(self) -> Trajectory:
         return Trajectory(self.question, self.steps, id=self.id)
+
+    def first_steps(self, count: int) -> TargetRow:
+        """Without the steps behind so many."""
+        weights = None if self.weights is None else self.weights[:count]
+        return replace(
+            self,
+            steps=self.steps[:count],
+            targets=self.targets[:count],
+            rewards=self.rewards[:count],
+            weights=weights,
+        )
 
     def array(self, name: Literal["targets", "rewards"]) -> FloatArray:
         """(steps,) with NaN for None."""
@@ -60,7 +79,7 @@ def _is_number(value: object) -> bool:
 
 
 def read_targets(path: Path) -> list[TargetRow]:
-    """Every row of a file of targets; ``rewards`` and ``source`` may be missing.
+    """Every row of a file of targets; ``rewards``, ``weights`` and ``source`` may be missing.
 
     Raises:
         InputError: a missing or empty file, a row that is none (with its place), no annotated step at all.
@@ -83,16 +102,22 @@ def _row(row: Any) -> TargetRow:
     if not isinstance(row, dict) or (missing := [name for name in needed if name not in row]):
         what = f"missing field {missing[0]!r}" if isinstance(row, dict) else "no JSON object"
         raise InputError(f"{what}; a row of targets has {', '.join(needed)} (cpmi targets writes them)")
-    for name in ("steps", "targets", "rewards"):
-        if not isinstance(row.get(name, []), list) and not (name == "rewards" and row[name] is None):
+    for name in ("steps", "targets", "rewards", "weights"):
+        if not isinstance(row.get(name, []), list) and not (name in ("rewards", "weights") and row[name] is None):
             raise InputError(f"field {name!r} must be a list")
     trajectory = Trajectory(row["question"], tuple(row["steps"]), id=row["id"])  # checks itself
-    rewards = row.get("rewards")
+    rewards, weights = row.get("rewards"), row.get("weights")
     rewards = [None] * len(trajectory.steps) if rewards is None else rewards
     source = row.get("source") or "unknown"
     StepRewards(trajectory.id, (), source)  # checks the source
     return TargetRow(
-        trajectory.id, trajectory.question, trajectory.steps, tuple(row["targets"]), tuple(rewards), source
+        trajectory.id,
+        trajectory.question,
+        trajectory.steps,
+        tuple(row["targets"]),
+        tuple(rewards),
+        source,
+        None if weights is None else tuple(weights),
     )
 
 
@@ -182,6 +207,8 @@ _MOST = 3.0  # of a confidence, in units of the mean: one far outlier must not o
 def step_weights(rows: Sequence[TargetRow], settings: WeightSettings) -> list[FloatArray]:
     """(steps,) for each row: 0 where a step is not learned from; the mean over all others is 1.
 
+    A row's own ``weights`` count beside what the settings say.
+
     Raises:
         InputError: no step is left, or only one side where both shall count alike.
     """
@@ -189,7 +216,8 @@ def step_weights(rows: Sequence[TargetRow], settings: WeightSettings) -> list[Fl
         return []
     lengths = [len(row.steps) for row in rows]
     targets = np.concatenate([row.array("targets") for row in rows])
-    weights = (~np.isnan(targets)).astype(np.float64)
+    own = np.concatenate([np.ones(len(row.steps)) if row.weights is None else row.weights for row in rows])
+    weights = np.where(np.isnan(targets), 0.0, own)
     if settings.ambiguous is not None:
         low, high = settings.ambiguous
         weights[(targets > low) & (targets < high)] = 0.0

@@ -189,9 +189,7 @@ class _Training:
                 self.report.dropped += not fitting
                 self.report.steps_cut += len(row.steps) - fitting
                 each = each.first_steps(fitting)
-                row = dataclasses.replace(
-                    row, steps=row.steps[:fitting], targets=row.targets[:fitting], rewards=row.rewards[:fitting]
-                )
+                row = row.first_steps(fitting)
             if each.ends:
                 rows.append(row)
                 encoded.append(each)
