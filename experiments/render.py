@@ -2,7 +2,8 @@
 
     python experiments/render.py
 
-PREFIX chooses rows by how they begin (``_`` stands for a space; none: all rows), and is left out of the table.
+PREFIX chooses rows by how they begin (``_`` stands for a space; none: all rows), and is left out of the table. Reward
+models (``table_prm.py``) stand between ``<!-- prm NAME -->`` and an end mark.
 """
 
 from __future__ import annotations
@@ -19,6 +20,14 @@ COLUMNS = {
     "auc": "pooled AUC",
     "within": "within AUC",
 }
+SUBSETS = {
+    "gsm8k": "GSM8K",
+    "math": "MATH",
+    "olympiadbench": "OlympiadBench",
+    "omnimath": "Omni-MATH",
+    "average": "average",
+}
+_PRM_MARK = re.compile(r"(<!-- prm (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MARK = re.compile(r"(<!-- table (\S+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -32,6 +41,26 @@ def table(name: str, prefix: str) -> str:
     lines = [f"{said}`{kept['command']}`", "", "| | " + " | ".join(COLUMNS.values()) + " |", "|---" * 5 + "|"]
     lines += [f"| {_name(row, prefix)} | " + " | ".join(_cell(row, key) for key in COLUMNS) + " |" for row in figures]
     return "\n".join(lines) + "\n"
+
+
+def prm_table(name: str) -> str:
+    """Markdown of reward models: F1 of ProcessBench by the threshold found on GSM8K, the mean over the seeds."""
+    kept = json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
+    grouped: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in kept["rows"]:
+        grouped.setdefault((row["row"], row["n"]), []).append(row)
+    head = ["labels, targets", "n", *SUBSETS.values(), "average, 0.5", "average, oracle"]
+    lines = [f"`{kept['command']}`", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for (kind, n), rows in grouped.items():
+        columns = [f"gsm8k-tuned {each}" for each in SUBSETS] + ["fixed-0.5 average", "oracle average"]
+        cells = [_over_seeds([row[column][0] for row in rows]) for column in columns]
+        lines.append(f"| {kind} | {n:,} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _over_seeds(values: list[float]) -> str:
+    mean = sum(values) / len(values)
+    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f}-{max(values):.1f})"
 
 
 def _name(row: dict[str, Any], prefix: str) -> str:
@@ -53,7 +82,8 @@ def main() -> None:
     def filled(match: re.Match[str]) -> str:
         return match[1] + table(match[2], (match[3] or "").replace("_", " ")) + match[4]
 
-    page.write_text(_MARK.sub(filled, text))
+    text = _MARK.sub(filled, text)
+    page.write_text(_PRM_MARK.sub(lambda match: match[1] + prm_table(match[2]) + match[3], text))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,11 @@ Tune = Literal["features", "head", "lora", "full"]
 Head = Literal["linear", "mlp"]
 TooLong = Literal["refuse", "truncate", "drop"]
 LogTo = Literal["none", "tensorboard", "wandb"]
+
+
+_BATCH = 32
+_STEPS = 1200
+_EPOCHS = (6, 30)  # of a head on features, at least and at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +107,20 @@ class TrainSettings:
         if self.objective.kind.ranks and self.weights.positive != 1.0:
             raise InputError(f"{self.objective.name} compares steps, and has no weight of right ones")
 
-    def resolved(self) -> TrainSettings:
-        """With numbers in place of None; those of ``full`` are the official CPMI code's."""
+    def resolved(self, trajectories: int) -> TrainSettings:
+        """With numbers in place of None; those of ``full`` are the official CPMI code's.
+
+        Args:
+            trajectories: to learn from. A head on features takes about ``_STEPS`` optimizer steps, whose rate falls to
+                0: with 30 epochs over thousands of trajectories the best weights come early, at a rate still so high
+                that they are a matter of luck (docs/results.md).
+        """
         features = self.tune in ("features", "head")
+        batch_size = self.batch_size or _BATCH
+        few = min(max(math.ceil(_STEPS * batch_size / max(trajectories, 1)), _EPOCHS[0]), _EPOCHS[1])
         suits: dict[str, Any] = {
-            "epochs": 30.0 if self.tune == "features" else 2.0,
-            "batch_size": 32,
+            "epochs": float(few) if self.tune == "features" else 2.0,
+            "batch_size": _BATCH,
             "rate": {"lora": 2e-4}.get(self.tune, 2e-5),
             "head_rate": 1e-3 if features else 3e-4,
         }

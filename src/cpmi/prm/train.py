@@ -72,7 +72,7 @@ def train(
     for package in ("transformers", "accelerate"):
         require(package, "train")
     check_targets(rows, probabilities=settings.objective.kind.probabilities)
-    return _Training(rows, settings.resolved(), output, maps, features, on_progress).run()
+    return _Training(rows, settings.resolved(len(rows)), output, maps, features, on_progress).run()
 
 
 class _Training:
