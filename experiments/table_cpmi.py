@@ -103,7 +103,7 @@ def main() -> None:
         table.add(f"w: {weight}", figures(scored, cpmi(scored, weight=weight)))
     table.add("contrast: hardest", figures(scored, cpmi(scored, kinds="intermediate,rule", contrast="hardest")))
     templates = len(scored[0].levels.sums)
-    for count in {1, 2, templates}:
+    for count in sorted(each for each in {1, 2, templates} if each <= templates):
         some = [with_templates(each, range(count)) for each in scored]
         table.add(f"K: {count}", figures(some, cpmi(some)))
     table.save(RESULTS)
