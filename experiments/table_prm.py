@@ -3,12 +3,15 @@
     python experiments/table_prm.py pool ../shared/data WORK --count 600
     python experiments/table_prm.py human ../shared/data WORK --count 3000
     python experiments/table_prm.py heads WORK --base-model PATH --labeler hf:PATH --processbench pb.jsonl
+    python experiments/table_prm.py use WORK --base-model PATH --labeler hf:PATH --processbench pb.jsonl \
+        --prmbench prmbench.jsonl --candidates gsm8k=g4.jsonl:150 math=m8.jsonl:86 --name prm-use
 
 ``pool`` takes complete solutions of GSM8K and MATH test questions by open-weight models (ZeroEval), half of them
 right, none of a question of ProcessBench's files here. ``human`` takes solutions of PRM800K's train questions whose
 every step people rated, half with an error: the upper reference. ``heads`` labels by outcome, CPMI and posterior,
-trains a head on the frozen base model for each kind and size, and judges all on ProcessBench. What is there is not done
-again.
+trains a head on the frozen base model for each kind and size, and judges all on ProcessBench. ``use`` puts such heads
+to other uses: PRMBench, and choosing among candidates; questions that a head has learned from are left out. What is
+there is not done again.
 """
 
 from __future__ import annotations
@@ -152,9 +155,7 @@ def heads(options: argparse.Namespace) -> None:
                 rows.append(_row(options, folder, kind, size, seed, seconds))
                 print(json.dumps(rows[-1]), flush=True)
     RESULTS.mkdir(exist_ok=True)
-    command = "python experiments/table_prm.py heads WORK " + " ".join(
-        Path(word).name if "/" in word else repr(word) if " " in word else word for word in sys.argv[3:]
-    )
+    command = "python experiments/table_prm.py heads WORK " + " ".join(map(_shown, sys.argv[3:]))
     (RESULTS / f"{options.name}.json").write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
 
 
@@ -183,29 +184,129 @@ def _labeled(options: argparse.Namespace, labels: str) -> float | None:
 def _row(
     options: argparse.Namespace, folder: Path, kind: str, size: int, seed: int, seconds: float | None
 ) -> dict[str, Any]:
-    name = f"{kind.replace(', ', '-').replace(' ', '-')}-{size}-{seed}"
-    first, targets, prm, scored = (folder / f"{name}{end}" for end in (".first.jsonl", ".targets.jsonl", "", ".pb"))
-    n = _targets(options, KINDS[kind], size, first, targets)
-    features = ("--features", options.features or options.work / "features")
-    if not (prm / "training.json").exists():
-        told = ("--base-model", options.base_model, *features, "--held-out", "0.1", "--seed", str(seed))
-        cpmi("train", targets, *told, "--output", prm)
-    if not next(scored.glob("*.done"), None):
-        cpmi("score", options.processbench, "--prm", prm, *features, "--output", scored)
-        for weights in prm.glob("*.safetensors"):  # with the decoder's, gigabytes; the head can be trained again
-            weights.unlink()
+    scored = _scored(options, folder, kind, size, seed, {"pb": options.processbench})["pb"]
+    prm = folder / _name(kind, size, seed)
+    n = len((folder / f"{prm.name}.first.jsonl").read_text(encoding="utf-8").splitlines())
     report = json.loads((prm / "training.json").read_text())["report"]
     row: dict[str, Any] = {"row": kind, "n": n, "seed": seed, "seconds": seconds}
     row |= {"loss": round(report["best_loss"], 4), "constant": round(report["constant_loss"], 4)}
     for protocol in ("gsm8k-tuned", "fixed-0.5", "oracle"):
-        found = json.loads(cpmi("evaluate", "processbench", "--rewards", scored, "--json", "--threshold", protocol))
-        for each in found:
+        for each in _results("processbench", scored, "--threshold", protocol):
             if each["source"] == scored.name and each["metrics"]["f1"]["value"] is not None:
-                f1 = each["metrics"]["f1"]
-                row[f"{protocol} {each['subset']}"] = [
-                    None if f1[key] is None else round(100 * f1[key], 1) for key in ("value", "low", "high")
-                ]
+                row[f"{protocol} {each['subset']}"] = _percent(each["metrics"]["f1"])
     return row
+
+
+def _name(kind: str, size: int, seed: int) -> str:
+    return f"{kind.replace(', ', '-').replace(' ', '-')}-{size}-{seed}"
+
+
+def _results(benchmark: str, scored: Path, *more: str | Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(cpmi("evaluate", benchmark, "--rewards", scored, "--json", *more))
+    return found
+
+
+def _percent(estimate: dict[str, float | None]) -> list[float | None]:
+    """The value and the ends of its interval."""
+    found = [estimate[key] for key in ("value", "low", "high")]
+    return [None if each is None else round(100 * each, 1) for each in found]
+
+
+def _scored(
+    options: argparse.Namespace, folder: Path, kind: str, size: int, seed: int, files: dict[str, Path]
+) -> dict[str, Path]:
+    """Runs of ``cpmi score`` over these files by a head that is trained first; by name."""
+    name = _name(kind, size, seed)
+    first, targets, prm = (folder / f"{name}{end}" for end in (".first.jsonl", ".targets.jsonl", ""))
+    _targets(options, KINDS[kind], size, first, targets)
+    runs = {each: folder / f"{name}.{each}" for each in files}
+    missing = [each for each, run in runs.items() if not next(run.glob("*.done"), None)]
+    features = ("--features", options.features or options.work / "features")
+    if missing and not next(prm.glob("*.safetensors"), None):
+        (prm / "training.json").unlink(missing_ok=True)  # its weights were taken away, see below
+    if not (prm / "training.json").exists():
+        told = ("--base-model", options.base_model, *features, "--held-out", "0.1", "--seed", str(seed))
+        cpmi("train", targets, *told, "--output", prm)
+    for each in missing:
+        cpmi("score", files[each], "--prm", prm, *features, "--output", runs[each])
+    for weights in prm.glob("*.safetensors"):  # with the decoder's, gigabytes; the head can be trained again
+        weights.unlink()
+    return runs
+
+
+# --- use ------------------------------------------------------------------------------------------------------------
+
+
+def use(options: argparse.Namespace) -> None:
+    """A row for each kind and seed, and for what needs no reward model."""
+    folder: Path = options.work / "heads"
+    folder.mkdir(parents=True, exist_ok=True)
+    learned = {
+        "".join(each.question.split()) for name in ("pool", "human") for each in _read(options.work / f"{name}.jsonl")
+    }
+    files = {"pb": options.processbench, "prmbench": options.work / "use-prmbench.jsonl"}
+    taken = {"prmbench": _unseen(options.prmbench, learned, None, options.prmbench_count, files["prmbench"])}
+    for told in options.candidates:
+        name, _, rest = told.partition("=")
+        file, _, count = rest.rpartition(":")
+        files[name] = options.work / f"use-{name}.jsonl"
+        taken[name] = _unseen(Path(file), learned, int(count), None, files[name])
+    rows: list[dict[str, Any]] = [{"row": "taken", **taken}]
+    pools = [name for name in files if name not in ("pb", "prmbench")]
+    for number, kind in enumerate(options.kinds):
+        _labeled(options, KINDS[kind].labels)
+        for seed in options.seeds:
+            runs = _scored(options, folder, kind, options.size, seed, files)
+            row: dict[str, Any] = {"row": kind, "seed": seed}
+            for name, threshold in (("ProcessBench", f"dev:{runs['pb']}"), ("oracle", "oracle")):
+                for each in _results("prmbench", runs["prmbench"], "--threshold", threshold):
+                    if each["source"] == runs["prmbench"].name and each["subset"] == "overall":
+                        row[f"prmbench {name}"] = _percent(each["metrics"]["prm_score"])
+            for pool in pools:
+                for rule, aggregation, metrics in _choices(runs[pool], options.aggregations):
+                    if rule in ("best-of-n", "weighted"):
+                        row[f"{pool} {rule} {aggregation}"] = _last(metrics)
+                    elif number == 0 and seed == options.seeds[0]:
+                        rows.append({"row": rule, "pool": pool, pool: _last(metrics)})
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    command = "python experiments/table_prm.py use WORK " + " ".join(map(_shown, sys.argv[3:]))
+    (RESULTS / f"{options.name}.json").write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+
+
+def _read(path: Path) -> list[Trajectory]:
+    return list(read_trajectories(path))
+
+
+def _unseen(source: Path, learned: set[str], questions: int | None, count: int | None, output: Path) -> int:
+    """Write so many questions with all their trajectories, or so many trajectories, by a hash; how many lines."""
+    free = [each for each in _read(source) if "".join(each.question.split()) not in learned]
+    if questions is not None:
+        chosen = set(sorted({each.question for each in free}, key=_hash)[:questions])
+        free = [each for each in free if each.question in chosen]
+    else:
+        free = sorted(free, key=lambda each: _hash(each.id))[:count]
+    return write_records(output, free)
+
+
+def _choices(run: Path, aggregations: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
+    told = [word for each in aggregations for word in ("--aggregation", each)]
+    found = _results("best-of-n", run, *told)
+    return [(e["settings"]["rule"], e["settings"].get("aggregation"), e["metrics"]) for e in found]
+
+
+def _last(metrics: dict[str, Any]) -> list[float | None]:
+    """The accuracy with the most candidates."""
+    most = max((name for name in metrics if name.startswith("accuracy@")), key=lambda name: int(name.split("@")[1]))
+    return _percent(metrics[most])
+
+
+def _shown(word: str) -> str:
+    """An argument without folders, which differ from machine to machine."""
+    head, equals, rest = word.partition("=")
+    if equals and "/" in rest:
+        return f"{head}={Path(rest).name}"
+    return Path(word).name if "/" in word else repr(word) if " " in word else word
 
 
 def _targets(options: argparse.Namespace, kind: Kind, size: int, first: Path, targets: Path) -> int:
@@ -240,17 +341,25 @@ def main() -> None:
     humans.add_argument("work", type=Path)
     humans.add_argument("--count", type=int, default=3000)
     humans.set_defaults(run=human)
-    trained = verbs.add_parser("heads")
-    trained.add_argument("work", type=Path)
-    trained.add_argument("--base-model", required=True)
-    trained.add_argument("--labeler", required=True)
-    trained.add_argument("--processbench", type=Path, required=True)
-    trained.add_argument("--features", type=Path)
-    trained.add_argument("--sizes", type=int, nargs="+", default=[150, 600])
-    trained.add_argument("--seeds", type=int, nargs="+", default=[0])
-    trained.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    trained.add_argument("--name", default="prm", help="of the file in experiments/results")
-    trained.set_defaults(run=heads)
+    for name, run in (("heads", heads), ("use", use)):
+        trained = verbs.add_parser(name)
+        trained.add_argument("work", type=Path)
+        trained.add_argument("--base-model", required=True)
+        trained.add_argument("--labeler", required=True)
+        trained.add_argument("--processbench", type=Path, required=True)
+        trained.add_argument("--features", type=Path)
+        trained.add_argument("--seeds", type=int, nargs="+", default=[0])
+        trained.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+        trained.add_argument("--name", default="prm", help="of the file in experiments/results")
+        trained.set_defaults(run=run)
+        if name == "heads":
+            trained.add_argument("--sizes", type=int, nargs="+", default=[150, 600])
+            continue
+        trained.add_argument("--size", type=int, default=7000)
+        trained.add_argument("--prmbench", type=Path, required=True)
+        trained.add_argument("--prmbench-count", type=int, default=400)
+        trained.add_argument("--candidates", nargs="+", required=True, help="NAME=FILE:QUESTIONS")
+        trained.add_argument("--aggregations", nargs="+", default=["last", "min", "mean"])
     options = parser.parse_args()
     options.run(options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported, which is later
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch: tiny models gain nothing from more, and wait for them
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside the tests, e.g. tiny_models
 
 
